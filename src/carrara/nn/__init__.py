@@ -1,0 +1,10 @@
+"""Networks: tensors in, tensors out. None of them sees a schedule, a file or a loop."""
+
+from carrara.nn.autoencoder import KLAutoencoder
+from carrara.nn.dit import DiT
+from carrara.nn.embed import Embedding, Fourier, Sinusoidal
+from carrara.nn.image_encoder import ImageEncoder
+from carrara.nn.transformer import TextTransformer
+from carrara.nn.unet import UNet
+
+__all__ = ["DiT", "Embedding", "Fourier", "ImageEncoder", "KLAutoencoder", "Sinusoidal", "TextTransformer", "UNet"]

@@ -1,0 +1,170 @@
+"""The diffusion transformer (Peebles & Xie 2022): a picture as a sequence of patches, told the level by modulation.
+
+    c        = embedding(level) + map(vector) + embeddings(numbers)
+    h       += gate_1(c) * SelfAttention((1 + scale_1(c)) * norm(h) + shift_1(c))
+    h       += gate_2(c) * CrossAttention((1 + scale_2(c)) * norm(h) + shift_2(c), tokens)        with a context
+    h       += gate_3(c) * FeedForward((1 + scale_3(c)) * norm(h) + shift_3(c))
+
+All shifts, scales and gates start at zero ("adaLN-zero"): every block starts as the identity and the output as zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carrara.config import Configured
+from carrara.nn.attention import Attention
+from carrara.nn.embed import Conditioning, Embedding, Sinusoidal, position_grid
+from carrara.nn.layers import feed_forward, initialise, zero
+from carrara.types import Condition
+
+__all__ = ["DiT"]
+
+_LEVEL = Sinusoidal(cosine_first=True)
+_NO_CONDITION = Condition()
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class _Block(nn.Module):
+    """Self-attention, cross-attention when there is a context, feed-forward; each modulated, gated and added."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        context: int | None,
+        qk_norm: bool,
+        ratio: float,
+        activation: Literal["silu", "gelu"],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads=heads, qk_norm=qk_norm)
+        self.cross = None if context is None else Attention(width, heads=heads, context=context, qk_norm=qk_norm)
+        self.feed_forward = feed_forward(width, ratio, activation)
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = nn.Linear(width, (6 if context is None else 9) * width)
+        initialise(self.feed_forward)
+        zero(self.modulation)
+
+    def forward(self, h: Tensor, c: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+        """One block over h (B, N, width), c (B, 1, width) through its SiLU, tokens (B, L, context), mask (B, L)."""
+        m = self.modulation(c).chunk(6 if self.cross is None else 9, dim=-1)
+        h = torch.addcmul(h, m[2], self.dropout(self.attention(_modulate(self.norm(h), m[0], m[1]))))
+        if self.cross is not None:
+            h = torch.addcmul(h, m[8], self.dropout(self.cross(_modulate(self.norm(h), m[6], m[7]), tokens, mask)))
+        return torch.addcmul(h, m[5], self.dropout(self.feed_forward(_modulate(self.norm(h), m[3], m[4]))))
+
+
+class DiT(Configured, nn.Module):
+    """A transformer over patches, for pixels or latents.
+
+    in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
+    size: height and width trained at, or one number for both; with positions = "sincos" any size that `patch` divides
+    can be given, the positions being stretched over it, with "learned" only this one.
+    patch: pixels a side of a token. width, depth, heads: of the transformer; heads must divide width.
+    context: width of `condition.tokens`, None without. vector: width of `condition.vector`, None without.
+    image_channels: of `condition.image`, which joins x. numbers: names in `condition.numbers`.
+    qk_norm: bound the attention logits. ratio: hidden width of the feed-forward networks over `width`.
+    activation: "silu" or "gelu" (exact). embedding: how the level becomes waves; features: how many of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        size: int | tuple[int, int],
+        patch: int = 2,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        context: int | None = None,
+        vector: int | None = None,
+        image_channels: int = 0,
+        numbers: tuple[str, ...] = (),
+        qk_norm: bool = False,
+        ratio: float = 4.0,
+        activation: Literal["silu", "gelu"] = "gelu",
+        positions: Literal["sincos", "learned"] = "sincos",
+        dropout: float = 0.0,
+        embedding: Embedding = _LEVEL,
+        features: int = 256,
+    ) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"a width of {width} has no quarter for the position waves; choose a multiple of 4")
+        height, breadth = (size, size) if isinstance(size, int) else size
+        if height % patch or breadth % patch:
+            raise ValueError(f"size {height} x {breadth} does not divide into patches of {patch}; choose another patch")
+        self.patch, self.grid = patch, (height // patch, breadth // patch)
+        self.embed = Conditioning(
+            width=width,
+            features=features,
+            embedding=embedding,
+            in_channels=in_channels,
+            context=context,
+            vector=vector,
+            image_channels=image_channels,
+            numbers=numbers,
+        )
+        self.inward = nn.Linear((in_channels + image_channels) * patch**2, width)
+        learned = torch.randn(self.grid[0] * self.grid[1], width) * 0.02
+        self.positions = nn.Parameter(learned) if positions == "learned" else None
+        self.blocks = nn.ModuleList(
+            _Block(
+                width,
+                heads=heads,
+                context=context,
+                qk_norm=qk_norm,
+                ratio=ratio,
+                activation=activation,
+                dropout=dropout,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.outward = zero(nn.Linear(width, out_channels * patch**2))
+        initialise(self.inward)
+
+    def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
+        """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
+
+        Returns x's dtype. Raises ValueError for sizes, channels and parts of the condition that do not fit.
+        """
+        dtype = x.dtype
+        height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise ValueError(
+                f"x of {x.shape[2]} x {x.shape[3]} does not divide into patches of {self.patch}; "
+                f"give it multiples of {self.patch}"
+            )
+        x, c, tokens = self.embed(x, level, condition)
+        c = F.silu(c)[:, None]
+        h = self.inward(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
+        h = h + self._places(height, width, h)
+        for block in self.blocks:
+            h = block(h, c, tokens, condition.mask)
+        h = self.outward(_modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
+        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (height, width)), self.patch).to(dtype)
+
+    def _places(self, height: int, width: int, h: Tensor) -> Tensor:
+        """The positions of a grid, (height * width, width of h), in h's dtype."""
+        if self.positions is None:
+            return position_grid(height, width, h.shape[2], trained=self.grid, device=h.device).to(h.dtype)
+        if (height, width) != self.grid:
+            raise ValueError(
+                f"x has {height} x {width} patches and the learned positions are for {self.grid[0]} x {self.grid[1]}; "
+                'give that size, or build the network with positions="sincos"'
+            )
+        return self.positions.to(h.dtype)

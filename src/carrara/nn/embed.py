@@ -1,0 +1,204 @@
+"""What a network is told besides x, turned into vectors: the level, numbers, a pooled vector, positions.
+
+A level (B,) becomes waves of many frequencies, which a small network then reads:
+
+    Sinusoidal   f_k = scale * max_period ** (-k / (n - shift)),  k = 0 .. n - 1   (Vaswani et al. 2017; DDPM: shift 1)
+    Fourier      f_k = 2 pi * bandwidth * k-th of n quantiles of N(0, 1)           (Tancik et al. 2020; EDM draws them)
+    waves        (sin f_k level, cos f_k level),                                   n = width / 2
+
+Everything here is computed in float32, also under autocast and in networks cast to half precision, and has no state:
+there is nothing that a cast could spoil.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carrara.nn.layers import check_channels, initialise
+from carrara.types import Condition
+
+__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "position_grid"]
+
+
+def _waves(angles: Tensor, *, cosine_first: bool) -> Tensor:
+    sine, cosine = angles.sin(), angles.cos()
+    return torch.cat((cosine, sine) if cosine_first else (sine, cosine), -1)
+
+
+def _check_even(width: int) -> None:
+    if width % 2:
+        raise ValueError(f"an embedding of width {width} has no half for its cosines; choose an even width")
+
+
+class Embedding(ABC):
+    """How numbers become waves."""
+
+    @abstractmethod
+    def __call__(self, values: Tensor, width: int) -> Tensor:
+        """Waves: values of any shape to (..., width) float32; ValueError for an odd width."""
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Embedding):
+    """Waves of geometrically spaced frequencies, from `scale` down to about `scale / max_period` radians a unit."""
+
+    max_period: float = 10000.0
+    scale: float = 1.0
+    shift: float = 0.0  # 1 ends exactly at scale / max_period, as DDPM does
+    cosine_first: bool = False
+
+    def __call__(self, values: Tensor, width: int) -> Tensor:
+        """Waves: values of any shape to (..., width) float32."""
+        _check_even(width)
+        half = width // 2
+        steps = torch.arange(half, dtype=torch.float32, device=values.device) / max(half - self.shift, 1.0)
+        frequencies = torch.exp(-math.log(self.max_period) * steps)
+        return _waves(self.scale * values.float()[..., None] * frequencies, cosine_first=self.cosine_first)
+
+
+@dataclass(frozen=True)
+class Fourier(Embedding):
+    """Waves of normally distributed frequencies, standard deviation `bandwidth` turns a unit.
+
+    The frequencies are the quantiles of the normal distribution rather than draws from it, so none has to be stored.
+    """
+
+    bandwidth: float = 16.0
+
+    def __call__(self, values: Tensor, width: int) -> Tensor:
+        """Waves: values of any shape to (..., width) float32."""
+        _check_even(width)
+        half = width // 2
+        quantiles = (torch.arange(half, dtype=torch.float32, device=values.device) + 0.5) / half
+        frequencies = 2 * math.pi * self.bandwidth * torch.special.ndtri(quantiles)
+        return _waves(values.float()[..., None] * frequencies, cosine_first=False)
+
+
+# Frequencies from 100 to 0.0001 radians a unit: serves augmentation levels in [0, 1] and picture sizes in pixels alike.
+_NUMBERS = Sinusoidal(max_period=1e6, scale=100.0)
+
+
+def position_grid(height: int, width: int, channels: int, *, trained: tuple[int, int], device: torch.device) -> Tensor:
+    """Sine-cosine positions of a height x width grid: (height * width, channels) float32, channels a multiple of 4.
+
+    Half of the channels speak of the row, half of the column (MAE, DiT). A grid other than `trained` is laid over the
+    same extent, so a network sees at every size positions it was trained between.
+    """
+
+    def axis(count: int, extent: int) -> Tensor:
+        places = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) * (extent / count) - 0.5
+        return Sinusoidal()(places, channels // 2)
+
+    rows = axis(height, trained[0])[:, None].expand(height, width, -1)
+    columns = axis(width, trained[1])[None].expand(height, width, -1)
+    return torch.cat((rows, columns), -1).flatten(0, 1)
+
+
+class _Reader(nn.Module):
+    """Numbers (B,) to (B, width): waves, linear, SiLU, linear."""
+
+    def __init__(self, embedding: Embedding, features: int, width: int) -> None:
+        super().__init__()
+        self.embedding, self.features = embedding, features
+        self.linear1 = nn.Linear(features, width)
+        self.linear2 = nn.Linear(width, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        waves = self.embedding(values, self.features).to(self.linear1.weight.dtype)
+        return self.linear2(F.silu(self.linear1(waves)))
+
+
+class Conditioning(nn.Module):
+    """The one place where a generator network reads its level and its `Condition`, and refuses what does not fit.
+
+    level (B,) -> waves (B, features) -> linear, SiLU, linear -> (B, width); to which are added, where the network was
+    built for them, a linear map of `condition.vector` (B, vector) and one such small network a name in `numbers`.
+    `condition.image` joins x along the channels; `condition.tokens` (B, L, context) are layer-normalised.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        features: int,
+        embedding: Embedding,
+        in_channels: int,
+        context: int | None = None,
+        vector: int | None = None,
+        image_channels: int = 0,
+        numbers: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
+        self.level = _Reader(embedding, features, width)
+        self.vector = None if vector is None else nn.Linear(vector, width)
+        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers})
+        self.token_norm = None if context is None else nn.LayerNorm(context)
+        initialise(self)
+
+    def forward(self, x: Tensor, level: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x with the condition's image, the vector (B, width), and the tokens, all in the network's dtype."""
+        self._check(x, level, condition)
+        dtype = self.level.linear1.weight.dtype
+        if condition.image is not None:
+            x = torch.cat((x, condition.image.to(x.dtype)), 1)
+        h = self.level(level)
+        if self.vector is not None and condition.vector is not None:
+            h = h + self.vector(condition.vector.to(dtype))
+        for name, network in self.number.items():
+            h = h + network(condition.numbers[name])
+        tokens = condition.tokens
+        if self.token_norm is not None and tokens is not None:
+            tokens = self.token_norm(tokens.to(dtype))
+        return x.to(dtype), h, tokens
+
+    def _check(self, x: Tensor, level: Tensor, condition: Condition) -> None:
+        check_channels(x, self.in_channels)
+        rows = x.shape[0]
+        if level.shape != (rows,):
+            raise ValueError(f"level has shape {tuple(level.shape)} for {rows} rows; give one number a row, ({rows},)")
+        context = None if self.token_norm is None else self.token_norm.normalized_shape[0]
+        vector = None if self.vector is None else self.vector.in_features
+        _check_part("tokens", condition.tokens, context, "context", axis=2, ndim=3, rows=rows)
+        _check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
+        channels = self.image_channels or None
+        _check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
+        if condition.image is not None and condition.image.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"condition.image is {tuple(condition.image.shape[2:])} pixels and x is {tuple(x.shape[2:])}; "
+                "resize the image to x's size first"
+            )
+        mask, tokens = condition.mask, condition.tokens
+        if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
+            wanted = None if tokens is None else tuple(tokens.shape[:2])
+            raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
+        if set(condition.numbers) != set(self.numbers):
+            raise ValueError(
+                f"condition.numbers has {sorted(condition.numbers)} and this network reads {sorted(self.numbers)}; "
+                "give it exactly those, or build it with others in `numbers`"
+            )
+        if condition.controls or condition.adapters:
+            raise ValueError("condition.controls and condition.adapters are not read by this network; drop them")
+
+
+def _check_part(
+    name: str, given: Tensor | None, size: int | None, option: str, *, axis: int, ndim: int, rows: int
+) -> None:
+    if given is None and size is None:
+        return
+    if given is None:
+        raise ValueError(f"condition.{name} is missing: this network was built with {option}={size}; give it that part")
+    if size is None:
+        raise ValueError(f"condition.{name} was given to a network built without `{option}`; drop it, or build with it")
+    if given.ndim != ndim or given.shape[axis] != size or given.shape[0] != rows:
+        raise ValueError(
+            f"condition.{name} has shape {tuple(given.shape)}; this network was built with {option}={size} and x has "
+            f"{rows} rows, so it needs {ndim} axes with {rows} first and {size} on axis {axis}"
+        )

@@ -1,0 +1,170 @@
+"""The residual UNet of DDPM (Ho et al. 2020): down through the resolutions, through the middle, and up again.
+
+Each resolution has residual blocks told the level; at chosen ones the pixels also attend to one another and, when the
+network has a context, to the condition's tokens. What every block makes on the way down is concatenated on the way up.
+With its defaults this is the network of the paper for CIFAR-10, 35.7 million parameters at 32 x 32.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carrara.config import Configured
+from carrara.nn.attention import SpatialAttention
+from carrara.nn.embed import Conditioning, Embedding, Sinusoidal
+from carrara.nn.layers import Downsample, ResidualBlock, Upsample, initialise, norm, zero
+from carrara.types import Condition
+
+__all__ = ["UNet"]
+
+_LEVEL = Sinusoidal(shift=1.0)
+_NO_CONDITION = Condition()
+
+
+class _Stage(nn.Module):
+    """A residual block and the attentions that follow it, if any."""
+
+    def __init__(
+        self, block: ResidualBlock, attention: SpatialAttention | None = None, cross: SpatialAttention | None = None
+    ) -> None:
+        super().__init__()
+        self.block, self.attention, self.cross = block, attention, cross
+
+    def forward(self, h: Tensor, c: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+        h = self.block(h, c)
+        if self.attention is not None:
+            h = self.attention(h)
+        if self.cross is not None:
+            h = self.cross(h, tokens, mask)
+        return h
+
+
+class UNet(Configured, nn.Module):
+    """The network F of pixel diffusion; defaults are DDPM's for CIFAR-10.
+
+    in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
+    channels: at full size; multipliers: of it at each resolution, finest first, each half as large as the one before.
+    blocks: residual blocks a resolution on the way down, one more on the way up.
+    attention: the resolutions with attention, 0 the finest; the middle always has it. heads: of every attention.
+    context: width of `condition.tokens`, None without. vector: width of `condition.vector`, None without.
+    image_channels: of `condition.image`, which joins x. numbers: names in `condition.numbers`.
+    groups: of the norms, at most. asymmetric: pad downsampling below and right only, as the original does.
+    embedding: how the level, an integer step for DDPM, becomes waves.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (1,),
+        heads: int = 1,
+        context: int | None = None,
+        vector: int | None = None,
+        image_channels: int = 0,
+        numbers: tuple[str, ...] = (),
+        dropout: float = 0.0,
+        groups: int = 32,
+        eps: float = 1e-6,
+        asymmetric: bool = True,
+        embedding: Embedding = _LEVEL,
+    ) -> None:
+        super().__init__()
+        if not multipliers or not set(attention) <= set(range(len(multipliers))):
+            raise ValueError(
+                f"attention={attention} names resolutions and multipliers={multipliers} has {len(multipliers)}, "
+                f"numbered from 0; name those only"
+            )
+        width = 4 * channels
+        self.embed = Conditioning(
+            width=width,
+            features=channels,
+            embedding=embedding,
+            in_channels=in_channels,
+            context=context,
+            vector=vector,
+            image_channels=image_channels,
+            numbers=numbers,
+        )
+
+        def stage(before: int, after: int, attend: bool) -> _Stage:
+            def attends(to: int | None) -> SpatialAttention:
+                return SpatialAttention(after, heads=heads, context=to, groups=groups, eps=eps)
+
+            return _Stage(
+                ResidualBlock(before, after, embedding=width, groups=groups, eps=eps, dropout=dropout),
+                attends(None) if attend else None,
+                attends(context) if attend and context is not None else None,
+            )
+
+        self.inward = nn.Conv2d(in_channels + image_channels, channels, 3, padding=1)
+        initialise(self.inward)
+        widths = [channels * m for m in multipliers]
+        here, skips = channels, [channels]
+        self.down = nn.ModuleList()
+        self.downsample = nn.ModuleList()
+        for i, there in enumerate(widths):
+            stages = nn.ModuleList()
+            for _ in range(blocks):
+                stages.append(stage(here, there, i in attention))
+                here = there
+                skips.append(here)
+            self.down.append(stages)
+            if i < len(widths) - 1:
+                self.downsample.append(Downsample(here, asymmetric=asymmetric))
+                skips.append(here)
+
+        self.middle = nn.ModuleList([stage(here, here, True), stage(here, here, False)])
+
+        self.up = nn.ModuleList()
+        self.upsample = nn.ModuleList()
+        for i, there in reversed(list(enumerate(widths))):
+            stages = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stages.append(stage(here + skips.pop(), there, i in attention))
+                here = there
+            self.up.append(stages)
+            if i:
+                self.upsample.append(Upsample(here))
+
+        self.norm = norm("group", here, groups=groups, eps=eps)
+        self.outward = zero(nn.Conv2d(here, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
+        """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
+
+        Returns x's dtype. Any H and W of at least 2^(resolutions - 1). Raises ValueError for sizes, channels and parts
+        of the condition that do not fit.
+        """
+        dtype, smallest = x.dtype, 2 ** (len(self.down) - 1)
+        if min(x.shape[2:]) < smallest:
+            raise ValueError(
+                f"x of {x.shape[2]} x {x.shape[3]} cannot be halved {len(self.down) - 1} times; "
+                f"give it at least {smallest} x {smallest}, or build with fewer multipliers"
+            )
+        x, c, tokens = self.embed(x, level, condition)
+        c, mask = F.silu(c), condition.mask
+        h = self.inward(x)
+        skips = [h]
+        for i, stages in enumerate(self.down):
+            for stage in cast(nn.ModuleList, stages):
+                h = stage(h, c, tokens, mask)
+                skips.append(h)
+            if i < len(self.downsample):
+                h = self.downsample[i](h)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, c, tokens, mask)
+        for i, stages in enumerate(self.up):
+            for stage in cast(nn.ModuleList, stages):
+                h = stage(torch.cat((h, skips.pop()), 1), c, tokens, mask)
+            if i < len(self.upsample):
+                h = self.upsample[i](h, skips[-1].shape[2:])
+        return self.outward(F.silu(self.norm(h))).to(dtype)
