@@ -16,6 +16,17 @@ from carrara.nn.layers import initialise, norm, zero
 __all__ = ["Attention", "SpatialAttention"]
 
 
+class _HeadRms(nn.Module):
+    """Each head's vector divided by its root mean square, times a learned gain: (..., d) to the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+
+
 class Attention(nn.Module):
     """Attention over sequences, (B, N, width) to the same; the output projection is the caller's to zero.
 
@@ -33,8 +44,8 @@ class Attention(nn.Module):
         else:
             self.q = nn.Linear(width, width)
             self.kv = nn.Linear(context, 2 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
         self.cross = context is not None
         initialise(self)
@@ -48,7 +59,7 @@ class Attention(nn.Module):
             q, k, v = self._split(self.q(x), 1) + self._split(self.kv(context), 2)
         else:
             q, k, v = self._split(self.qkv(x), 3)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        q, k = self.q_norm(q), self.k_norm(k)
         if mask is None:
             h = F.scaled_dot_product_attention(q, k, v)
         else:

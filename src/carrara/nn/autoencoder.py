@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.config import Configured
-from carrara.nn.layers import NormKind, ResidualBlock, check_channels, initialise, match_channels, norm, zero
+from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise, match_channels, norm, zero
 
 __all__ = ["KLAutoencoder"]
 
@@ -88,7 +88,8 @@ class KLAutoencoder(Configured, nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, channels, H, W) in [-1, 1] to the mean and log-variance of z, each (B, latent, H/down, W/down).
 
-        The log-variance is limited to [-30, 20]. Raises ValueError for other channels or sizes `down` does not divide.
+        The log-variance is limited to [-30, 20]. Both have the dtype of x. Raises ValueError for other channels and for
+        sizes that `down` does not divide.
         """
         check_channels(x, self.channels)
         if x.shape[2] % self.down or x.shape[3] % self.down:
@@ -96,13 +97,14 @@ class KLAutoencoder(Configured, nn.Module):
                 f"a picture of {x.shape[2]} x {x.shape[3]} pixels does not divide into latents of {self.down} x "
                 f"{self.down}; resize, crop or pad it to multiples of {self.down}"
             )
-        mean, logvar = self.encoder(F.pixel_unshuffle(x, self.patch)).chunk(2, dim=1)
+        folded = F.pixel_unshuffle(x.to(dtype_of(self)), self.patch)
+        mean, logvar = self.encoder(folded).to(x.dtype).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, latent, h, w) to pictures (B, channels, h * down, w * down), around [-1, 1] but not clipped."""
+        """Latents (B, latent, h, w) to pictures (B, channels, h * down, w * down), not clipped, in the dtype of z."""
         check_channels(z, self.latent, "z")
-        return F.pixel_shuffle(self.decoder(z), self.patch)
+        return F.pixel_shuffle(self.decoder(z.to(dtype_of(self))), self.patch).to(z.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The picture decoded from its mean latent."""

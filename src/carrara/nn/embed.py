@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carrara.nn.layers import check_channels, initialise
+from carrara.nn.layers import check_channels, dtype_of, initialise
 from carrara.types import Condition
 
 __all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "position_grid"]
@@ -146,7 +146,7 @@ class Conditioning(nn.Module):
     def forward(self, x: Tensor, level: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return x with the condition's image, the vector (B, width), and the tokens, all in the network's dtype."""
         self._check(x, level, condition)
-        dtype = self.level.linear1.weight.dtype
+        dtype = dtype_of(self)
         if condition.image is not None:
             x = torch.cat((x, condition.image.to(x.dtype)), 1)
         h = self.level(level)
@@ -184,6 +184,11 @@ class Conditioning(nn.Module):
                 f"condition.numbers has {sorted(condition.numbers)} and this network reads {sorted(self.numbers)}; "
                 "give it exactly those, or build it with others in `numbers`"
             )
+        for name, number in condition.numbers.items():
+            if number.shape != (rows,):
+                raise ValueError(
+                    f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
+                )
         if condition.controls or condition.adapters:
             raise ValueError("condition.controls and condition.adapters are not read by this network; drop them")
 

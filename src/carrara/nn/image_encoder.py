@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.config import Configured
-from carrara.nn.layers import NormKind, ResidualBlock, check_channels, initialise
+from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise
 
 __all__ = ["ImageEncoder"]
 
@@ -52,12 +52,12 @@ class ImageEncoder(Configured, nn.Module):
         initialise(self.projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vectors; ValueError for other channels or a size that does not divide."""
+        """The vectors, in the dtype of x; ValueError for other channels or a size that does not divide."""
         check_channels(x, self.channels)
         if x.shape[2] % self.down or x.shape[3] % self.down:
             raise ValueError(
                 f"a picture of {x.shape[2]} x {x.shape[3]} pixels does not divide by {self.down}; "
                 f"resize it to multiples of {self.down}"
             )
-        h = self.features(F.pixel_unshuffle(x, self.patch))
-        return self.projection(self.norm(h.mean((2, 3))))
+        h = self.features(F.pixel_unshuffle(x.to(dtype_of(self)), self.patch))
+        return self.projection(self.norm(h.mean((2, 3)))).to(x.dtype)

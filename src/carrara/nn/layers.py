@@ -20,6 +20,7 @@ __all__ = [
     "ResidualBlock",
     "Upsample",
     "check_channels",
+    "dtype_of",
     "feed_forward",
     "initialise",
     "match_channels",
@@ -48,6 +49,11 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What the module's weights are made of, and so what it is to be fed."""
+    return next(module.parameters()).dtype
 
 
 def check_channels(x: Tensor, channels: int, what: str = "x") -> None:
