@@ -1,0 +1,136 @@
+"""Tensors in files: safetensors only, never a pickle.
+
+What is written is read back and compared; numbers that are not finite are refused where the caller says so.
+Names that share one tensor (tied weights) are stored once, with the other names in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from carrara.errors import NonFiniteError, StorageError
+from carrara.store.atomic import storage_errors
+
+__all__ = ["load_metadata", "load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
+
+_ALIASES = "carrara.aliases"
+
+
+def nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names, in order, of the tensors that hold a NaN or an infinity."""
+    return tuple(
+        name
+        for name, tensor in tensors.items()
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all())
+    )
+
+
+def refuse_nonfinite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises NonFiniteError, naming the first tensor, when any of them is not finite; `what` opens the sentence."""
+    if bad := nonfinite(tensors):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NonFiniteError(f"{what}: {bad[0]}{more} holds NaN or infinite numbers; nothing was written")
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, finite: bool = True
+) -> None:
+    """Writes tensors to a safetensors file, fsyncs it, reads it back and compares every bit.
+
+    `finite=True` refuses NaN and infinity (NonFiniteError) before anything is written.
+    Raises StorageError when the disk refuses or gives back something else.
+    """
+    if finite:
+        refuse_nonfinite(tensors, f"{path.name} is not saved")
+    unique, aliases = _untie(tensors)
+    kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in unique.items()}
+    notes = dict(metadata or {})
+    if aliases:
+        notes[_ALIASES] = json.dumps(aliases, sort_keys=True)
+    with storage_errors(f"cannot write {path}"):
+        try:
+            save_file(kept, path, metadata=notes or None)
+        except SafetensorError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+        with open(path, "rb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # the library leaves 0600, which a server could not read
+            os.fsync(file.fileno())
+    _compare(path, kept)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    first: dict[tuple[object, ...], str] = {}
+    unique: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            unique[name] = tensor
+    return unique, aliases
+
+
+def _compare(path: Path, kept: Mapping[str, Tensor]) -> None:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            same = set(file.keys()) == set(kept) and all(
+                _same_bits(file.get_tensor(name), tensor) for name, tensor in kept.items()
+            )
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} was written and cannot be read back: {error}") from error
+    if not same:
+        raise StorageError(f"{path} was written and reads back differently; the disk is not to be trusted")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    return torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8)) if a.numel() else True
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, tied names included. Raises StorageError for a missing or broken file."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            notes = file.metadata() or {}
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        for name, source in json.loads(notes.get(_ALIASES, "{}")).items():
+            tensors[name] = tensors[source]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StorageError(f"{path} has broken metadata: {error}") from error
+    return tensors
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The text notes of a safetensors file, without those that Carrara keeps for itself."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            notes = dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise StorageError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is not a readable safetensors file: {error}") from error
+    notes.pop(_ALIASES, None)
+    return notes
