@@ -1,0 +1,31 @@
+"""Pictures from any folder: found, checked, decoded once, and read back as batches that depend on a step alone."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cache import default_cache
+    from .findings import Findings, Problem
+    from .loader import Loader
+    from .pictures import Pictures, open_pictures
+    from .settings import DataSettings
+
+__all__ = ["DataSettings", "Findings", "Loader", "Pictures", "Problem", "default_cache", "open_pictures"]
+
+_HOMES = {
+    "DataSettings": "settings",
+    "Findings": "findings",
+    "Loader": "loader",
+    "Pictures": "pictures",
+    "Problem": "findings",
+    "default_cache": "cache",
+    "open_pictures": "pictures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
