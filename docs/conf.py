@@ -10,7 +10,7 @@ import carrara
 
 project = "Carrara"
 author = "The Carrara authors"
-copyright = "The Carrara authors. Apache-2.0"  # noqa: A001 - Sphinx's name
+copyright = "The Carrara authors. Apache-2.0"
 version = release = carrara.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
@@ -41,7 +41,7 @@ def _escaped(line: str) -> str:
 
 
 def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings are plain text: paragraphs with `code`, formulas and tables in indented blocks, lists with dashes."""
+    """Our docstrings are plain text: paragraphs with `code`, formulas and tables in indented blocks."""
     text: list[str] = []
     block = False
     for line in lines:
@@ -57,7 +57,7 @@ def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def list_modules(app: Any, page: str, source: list[str]) -> None:
-    """In the API page, a section for each public module in place of `{modules}`; packages show their docstring alone."""
+    """In the API page, a section for each module in place of `{modules}`; packages show their docstring alone."""
     if page != "api":
         return
     sections = []
