@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from .findings import Findings, Problem
     from .loader import Loader
     from .pictures import Pictures, open_pictures
+    from .report import Report, check
     from .settings import DataSettings
 
-__all__ = ["DataSettings", "Findings", "Loader", "Pictures", "Problem", "default_cache", "open_pictures"]
+__all__ = [
+    "DataSettings",
+    "Findings",
+    "Loader",
+    "Pictures",
+    "Problem",
+    "Report",
+    "check",
+    "default_cache",
+    "open_pictures",
+]
 
 _HOMES = {
     "DataSettings": "settings",
@@ -20,6 +31,8 @@ _HOMES = {
     "Loader": "loader",
     "Pictures": "pictures",
     "Problem": "findings",
+    "Report": "report",
+    "check": "report",
     "default_cache": "cache",
     "open_pictures": "pictures",
 }

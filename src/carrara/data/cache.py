@@ -28,7 +28,7 @@ import numpy as np
 from ..errors import DataError, StorageError
 from .findings import Problem, count, examples, printable
 from .folder import Listing
-from .preparation import Prepared, stream
+from .preparation import Kind, Prepared, kind_advice, kind_words, stream
 from .settings import DataSettings
 
 __all__ = ["Cache", "default_cache", "open_cache"]
@@ -186,7 +186,7 @@ class _Building:
     upscaled: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-    kinds: dict[str, tuple[tuple[int, str], str, int]] = field(default_factory=dict)  # array -> kind, first name, seen
+    kinds: dict[str, tuple[Kind, str, int]] = field(default_factory=dict)  # array -> kind, first name, seen
 
 
 def _build(listing: Listing, settings: DataSettings, place: Path, target: Path, progress: Progress | None) -> None:
@@ -269,32 +269,15 @@ def _file_word(key: str) -> str:
 
 def _agree(done: _Building, key: str, pixels: np.ndarray, name: str) -> None:
     """All pictures have the first one's channels and depth; Raises DataError at the first that does not."""
-    kind = (pixels.shape[2], pixels.dtype.str)
+    kind = (pixels.shape[2], 8 * pixels.dtype.itemsize)
     first, example, seen = done.kinds.setdefault(key, (kind, name, 0))
     if kind == first:
         done.kinds[key] = (first, example, seen + 1)
         return
     what = "pictures" if key == "images" else f'pictures of the input "{key.removeprefix("input-")}"'
     said = f"the {what} are of two kinds: {examples([example])} (and {seen - 1} more before it differed) "
-    said += f"{_kind_words(first)}, {examples([name])} {_kind_words(kind)}; "
-    raise DataError(said + _kind_advice(first, kind, key == "images"))
-
-
-def _kind_words(kind: tuple[int, str]) -> str:
-    what = {1: "is grey", 3: "is in colour"}.get(kind[0], f"has {kind[0]} channels")
-    return f"{what} with {8 * np.dtype(kind[1]).itemsize} bits"
-
-
-def _kind_advice(a: tuple[int, str], b: tuple[int, str], main: bool) -> str:
-    if not main:
-        return "save them all alike"
-    said = []
-    if a[0] != b[0]:
-        convertible = {a[0], b[0]} == {1, 3}
-        said.append("set channels = 3 (or 1) to convert them" if convertible else "keep one kind in the folder")
-    if a[1] != b[1]:
-        said.append("set depth = 8 or 16 to convert them")
-    return " and ".join(said)
+    said += f"{kind_words(first)}, {examples([name])} {kind_words(kind)}; "
+    raise DataError(said + kind_advice(first, kind, key == "images"))
 
 
 def _enough_space(work: Path, total: int, one: Prepared) -> None:
@@ -310,10 +293,11 @@ def _enough_space(work: Path, total: int, one: Prepared) -> None:
 def _body(listing: Listing, settings: DataSettings, arrays: dict[str, _Array], done: _Building) -> dict[str, Any]:
     files = {}
     for key, array in arrays.items():
-        (channels, dtype), _, _ = done.kinds[key]
+        (channels, depth), _, _ = done.kinds[key]
+        dtype = np.dtype(f"<u{depth // 8}")
         flat = settings.fit == "random-crop"
-        shape = (array.bytes // np.dtype(dtype).itemsize,) if flat else (array.rows, *settings.shape, channels)
-        files[key] = {"file": array.path.name, "channels": channels, **array.finish(shape, np.dtype(dtype))}
+        shape = (array.bytes // dtype.itemsize,) if flat else (array.rows, *settings.shape, channels)
+        files[key] = {"file": array.path.name, "channels": channels, **array.finish(shape, dtype)}
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -179,12 +179,16 @@ def _curve(tag: bytes, x: np.ndarray) -> np.ndarray:
 
 def composite(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
     """(H, W, C + 1) with transparency laid on an 8-bit colour: (H, W, C), or colour where the background has any."""
-    top = int(np.iinfo(pixels.dtype).max)
-    colours, alpha = pixels[..., :-1], pixels[..., -1:].astype(np.uint64)
+    bits = 8 * pixels.dtype.itemsize
+    wide = np.dtype(np.uint16 if bits == 8 else np.uint32)
+    top = np.iinfo(pixels.dtype).max
+    colours, alpha = pixels[..., :-1].astype(wide), pixels[..., -1:].astype(wide)
     if colours.shape[2] == 1 and len(set(background)) > 1:
         colours = np.repeat(colours, 3, axis=2)
-    ground = np.array(background[: colours.shape[2]], np.uint64) * (top // 255)
-    return ((colours * alpha + ground * (top - alpha) + top // 2) // top).astype(pixels.dtype)
+    ground = np.array([value * (top // 255) for value in background[: colours.shape[2]]], wide)
+    mixed = colours * alpha + ground * (top - alpha)  # at most top * top
+    half = mixed + 2 ** (bits - 1)
+    return ((half + (half >> bits)) >> bits).astype(pixels.dtype)  # mixed / top, rounded, without a division
 
 
 def as_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

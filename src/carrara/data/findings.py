@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["Findings", "Problem", "count", "examples", "printable"]
+from .settings import DataSettings
+
+__all__ = ["Findings", "Problem", "count", "examples", "printable", "refusals"]
 
 
 class Problem(NamedTuple):
@@ -25,6 +27,7 @@ class Findings:
 
     folder: str
     pictures: int  # usable pictures
+    named: int = 0  # rows of metadata, with and without a picture
     captions: Mapping[str, int] = field(default_factory=dict)  # source -> pictures whose captions come from it
     classes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()  # skipped pictures
@@ -72,6 +75,7 @@ class Findings:
         return {
             "folder": self.folder,
             "pictures": self.pictures,
+            "named": self.named,
             "captions": dict(self.captions),
             "classes": list(self.classes),
             "problems": [problem._asdict() for problem in self.problems],
@@ -81,6 +85,35 @@ class Findings:
             },
             "sentences": list(self.sentences()),
         }
+
+
+_TOLERATED = 0.01  # share of uncaptioned pictures, or of metadata rows without a picture, that is only reported
+
+
+def refusals(findings: Findings, settings: DataSettings) -> tuple[str, ...]:
+    """Why training on this must not begin: too many gaps of a kind that nobody has allowed; empty where it may."""
+    said = []
+    missing, bare, problems = findings.missing, findings.uncaptioned, findings.problems
+    if len(missing) > _TOLERATED * findings.named and not settings.allow_missing:
+        said.append(
+            f"{len(missing)} of {count(findings.named, 'metadata row')} name a picture that is not there: "
+            f"{examples(missing)}. Paths are relative to the metadata file's own folder; "
+            "mend them, or set allow_missing = true."
+        )
+    if len(bare) > _TOLERATED * findings.pictures and not settings.allow_uncaptioned:
+        where = f" ({len(findings.unlisted)} are not named by the metadata)" if findings.unlisted else ""
+        said.append(
+            f"{len(bare)} of {count(findings.pictures, 'picture')} have no caption while others do{where}: "
+            f"{examples(bare)}. Caption them, or set allow_uncaptioned = true to train on them without."
+        )
+    offered = findings.pictures + len(problems)
+    if len(problems) > settings.allow_broken * offered:
+        said.append(
+            f"{len(problems)} of {count(offered, 'picture')} cannot be used: "
+            + examples(f"{p.name} ({p.reason})" for p in problems)
+            + f". Mend or remove them, or raise allow_broken above {settings.allow_broken:g}."
+        )
+    return tuple(said)
 
 
 SOURCE_WORDS = {

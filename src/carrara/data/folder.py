@@ -68,7 +68,6 @@ class Listing:
     rows: tuple[Row, ...]
     findings: Findings
     inputs: tuple[str, ...]  # names of the further pictures that every row has
-    rows_named: int = 0  # rows of metadata, with and without a picture
 
     @property
     def stamp(self) -> str:
@@ -131,6 +130,7 @@ def list_folder(settings: DataSettings) -> Listing:
     findings = Findings(
         folder=printable(str(settings.path)),
         pictures=len(rows),
+        named=len(metadata.entries),
         captions=sources,
         classes=tuple(sorted({row.label for row in rows if row.label})),
         problems=tuple(scan.problems),
@@ -140,7 +140,7 @@ def list_folder(settings: DataSettings) -> Listing:
         ignored=tuple(scan.ignored),
         decisions=tuple(scan.decisions),
     )
-    return Listing(root, tuple(rows), findings, inputs, len(metadata.entries))
+    return Listing(root, tuple(rows), findings, inputs)
 
 
 def _nothing(settings: DataSettings, scan: _Scan, missing: Sequence[str]) -> str:

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from ..errors import DataError
 from .cache import Cache, Progress, default_cache, open_cache
-from .findings import Findings, count, examples
+from .findings import Findings, count, examples, refusals
 from .folder import Listing, Row, list_folder
 from .settings import DataSettings
-from .split import groups, held_out
+from .split import held_out_rows
 
 __all__ = ["Pictures", "open_pictures"]
-
-_TOLERATED = 0.01  # share of uncaptioned pictures, or of metadata rows without a picture, that is only reported
 
 
 def open_pictures(settings: DataSettings, cache: Path | None = None, *, progress: Progress | None = None) -> Pictures:
@@ -37,43 +35,15 @@ def open_pictures(settings: DataSettings, cache: Path | None = None, *, progress
     the disk refuses.
     """
     listing = list_folder(settings)
-    _refuse_missing(listing, settings)
-    _refuse_uncaptioned(listing.findings, settings)
-    found = open_cache(listing, settings, cache or default_cache(), progress)
-    pictures = Pictures(settings, listing, found)
-    _refuse_broken(pictures, settings)
+    _refuse(listing.findings, settings)
+    pictures = Pictures(settings, listing, open_cache(listing, settings, cache or default_cache(), progress))
+    _refuse(pictures.findings, settings)
     return pictures
 
 
-def _refuse_missing(listing: Listing, settings: DataSettings) -> None:
-    missing = listing.findings.missing
-    if len(missing) > _TOLERATED * listing.rows_named and not settings.allow_missing:
-        raise DataError(
-            f"{len(missing)} of {count(listing.rows_named, 'metadata row')} name a picture that is not there: "
-            f"{examples(missing)}. Paths are relative to the metadata file's own folder; "
-            "mend them, or set allow_missing = true"
-        )
-
-
-def _refuse_uncaptioned(findings: Findings, settings: DataSettings) -> None:
-    bare = findings.uncaptioned
-    if len(bare) > _TOLERATED * findings.pictures and not settings.allow_uncaptioned:
-        where = f" ({len(findings.unlisted)} are not named by the metadata)" if findings.unlisted else ""
-        raise DataError(
-            f"{len(bare)} of {count(findings.pictures, 'picture')} have no caption while others do{where}: "
-            f"{examples(bare)}. Caption them, or set allow_uncaptioned = true to train on them without"
-        )
-
-
-def _refuse_broken(pictures: Pictures, settings: DataSettings) -> None:
-    problems = pictures.findings.problems
-    offered = len(pictures) + len(problems)
-    if len(problems) > settings.allow_broken * offered:
-        raise DataError(
-            f"{len(problems)} of {count(offered, 'picture')} cannot be used: "
-            + examples(f"{p.name} ({p.reason})" for p in problems)
-            + f". Mend or remove them, or raise allow_broken above {settings.allow_broken:g}"
-        )
+def _refuse(findings: Findings, settings: DataSettings) -> None:
+    if said := refusals(findings, settings):
+        raise DataError(" ".join(said))
 
 
 class Pictures:
@@ -94,9 +64,9 @@ class Pictures:
         self.classes = tuple(sorted({row.label for row in rows if row.label}))
         self.inputs: Mapping[str, int] = dict(cache.input_channels)
         self.content = cache.content
-        self._splits = tuple(row.split for row in rows)
         self._cache = cache
-        self.train, self.heldout = self._split()
+        held = held_out_rows(rows, self.content, settings)
+        self.train, self.heldout = np.flatnonzero(~held), np.flatnonzero(held)
         self.findings = self._findings(listing, rows)
 
     def __len__(self) -> int:
@@ -165,17 +135,6 @@ class Pictures:
             whole = array[starts[row] : starts[row + 1]].reshape(*shapes[row], channels)
             out[i] = whole[y : y + height, x : x + width]
         return out
-
-    def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        if any(self._splits):
-            held = np.array([split == "heldout" for split in self._splits])
-        else:
-            together = (
-                self.labels if not any(self.captions) else tuple(said[0] if said else "" for said in self.captions)
-            )
-            keys = groups(self.content, together if self.settings.heldout_by == "caption" else None)
-            held = held_out(keys, self.settings.heldout)
-        return np.flatnonzero(~held), np.flatnonzero(held)
 
     def _findings(self, listing: Listing, rows: Sequence[Row]) -> Findings:
         found, kept = listing.findings, {row.name for row in rows}

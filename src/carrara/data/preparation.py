@@ -26,7 +26,10 @@ from .paths import inside, leaves
 from .settings import DataSettings
 from .transform import Placement, place
 
-__all__ = ["MAX_BYTES", "Prepared", "content_hash", "prepare", "stream"]
+Kind = tuple[int, int]
+"""Channels and bits a channel."""
+
+__all__ = ["MAX_BYTES", "Kind", "Prepared", "content_hash", "kind_advice", "kind_words", "prepare", "stream"]
 
 MAX_BYTES = 1 << 30
 """The largest picture file that is read, in bytes."""
@@ -40,7 +43,7 @@ class Prepared:
     inputs: Mapping[str, np.ndarray]  # (H, W, C') each
     content: str  # hash of the decoded picture: the same for any size, container or name
     size: tuple[int, int]  # (height, width) of the file's picture, upright
-    natural: tuple[int, int]  # channels and depth before conversion
+    natural: Kind  # before any conversion that the settings ask for
     upscaled: bool
     format: str
     mode: str
@@ -126,7 +129,7 @@ def _or_problem(
 def prepare(main: Decoded, inputs: Mapping[str, Decoded], settings: DataSettings) -> Prepared:
     """The decoded picture and its inputs, placed the same way; Raises Unreadable where they do not fit together."""
     pixels, alpha = _channels(main, settings)
-    natural = (pixels.shape[2], main.depth) if settings.channels is None else (main.channels, main.depth)
+    natural = (pixels.shape[2] if settings.channels is None else main.channels, main.depth)
     pixels = _to_depth(pixels, settings.depth or main.depth)
     size = (pixels.shape[0], pixels.shape[1])
     placement = place(size, settings.shape, settings.fit)
@@ -209,3 +212,22 @@ def content_hash(main: Decoded) -> str:
     digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def kind_words(kind: Kind) -> str:
+    """Channels and depth for people."""
+    what = {1: "is grey", 3: "is in colour"}.get(kind[0], f"has {kind[0]} channels")
+    return f"{what} with {kind[1]} bits"
+
+
+def kind_advice(a: Kind, b: Kind, main: bool = True) -> str:
+    """What to do when pictures are of two kinds; further inputs (`main` false) are never converted."""
+    if not main:
+        return "save them all alike"
+    said = []
+    if a[0] != b[0]:
+        convertible = {a[0], b[0]} == {1, 3}
+        said.append("set channels = 3 (or 1) to convert them" if convertible else "keep one kind in the folder")
+    if a[1] != b[1]:
+        said.append("set depth = 8 or 16 to convert them")
+    return " and ".join(said)

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["groups", "held_out"]
+from .folder import Row
+from .settings import DataSettings
+
+__all__ = ["groups", "held_out", "held_out_rows"]
+
+
+def held_out_rows(rows: Sequence[Row], content: Sequence[str], settings: DataSettings) -> np.ndarray:
+    """(N,) bool: which pictures are held out, by the folder's own split where it has one, else by content."""
+    if any(row.split for row in rows):
+        return np.array([row.split == "heldout" for row in rows])
+    captioned = any(row.captions for row in rows)
+    words = [(row.captions[0] if row.captions else "") if captioned else row.label for row in rows]
+    return held_out(groups(content, words if settings.heldout_by == "caption" else None), settings.heldout)
 
 
 def groups(content: Sequence[str], together: Sequence[str] | None = None) -> list[str]:
