@@ -83,7 +83,7 @@ class LogitNormal(TimeDistribution):
     std: float = 1.0
 
     def __call__(self, process: Process, rng: Rng) -> Tensor:
-        t = torch.sigmoid(self.mean + self.std * rng.normal(()).double())
+        t = 1 / (1 + torch.exp(-self.mean - self.std * rng.normal(()).double()))
         return t.clamp(process.schedule.t_min, process.schedule.t_max)
 
 

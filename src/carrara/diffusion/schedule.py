@@ -101,6 +101,11 @@ def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    # torch.sigmoid rounds differently at different places of a tensor; a row must not depend on its batch
+    return 1 / (1 + torch.exp(-x))
+
+
 class Tabulated(Schedule):
     r"""A schedule given by T betas: entries at t = i/T, alpha_bar_i = prod_{j<=i} (1 - beta_j), alpha_bar_0 = 1.
 
@@ -120,7 +125,7 @@ class Tabulated(Schedule):
     @functools.cached_property
     def _table(self) -> tuple[Tensor, Tensor, Tensor]:
         betas = self.betas()
-        log_bar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+        log_bar = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-betas).cumsum(0)])
         alpha, sigma = torch.exp(log_bar / 2), torch.sqrt(-torch.expm1(log_bar))
         return alpha, sigma, 2 * (alpha.log() - sigma.log())
 
@@ -148,8 +153,8 @@ class Tabulated(Schedule):
         above = (below + 1).clamp(max=self.steps)
         share = position - below
         between = logsnrs[below] * (1 - share) + logsnrs[above] * share
-        alpha = torch.where(exact, alphas[entry], torch.sigmoid(between).sqrt())
-        sigma = torch.where(exact, sigmas[entry], torch.sigmoid(-between).sqrt())
+        alpha = torch.where(exact, alphas[entry], _sigmoid(between).sqrt())
+        sigma = torch.where(exact, sigmas[entry], _sigmoid(-between).sqrt())
         return alpha, sigma
 
     def _time(self, logsnr: Tensor) -> Tensor:
@@ -166,7 +171,7 @@ def _zero_terminal(betas: Tensor) -> Tensor:
     root = torch.log1p(-betas).cumsum(0).div(2).exp()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     bar = root**2
-    return 1 - bar / torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    return 1 - bar / torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), bar[:-1]])
 
 
 def _check_steps(steps: int, zero_terminal: bool = False) -> None:
@@ -191,7 +196,7 @@ class LinearBetas(Tabulated):
             raise ValueError(f"betas from {self.first} to {self.last}; expected 0 < first <= last < 1")
 
     def betas(self) -> Tensor:
-        betas = torch.linspace(self.first, self.last, self.steps, dtype=torch.float64)
+        betas = torch.linspace(self.first, self.last, self.steps, dtype=torch.float64, device="cpu")
         return _zero_terminal(betas) if self.zero_terminal else betas
 
 
@@ -210,7 +215,7 @@ class ScaledLinearBetas(Tabulated):
             raise ValueError(f"betas from {self.first} to {self.last}; expected 0 < first <= last < 1")
 
     def betas(self) -> Tensor:
-        betas = torch.linspace(self.first**0.5, self.last**0.5, self.steps, dtype=torch.float64) ** 2
+        betas = torch.linspace(self.first**0.5, self.last**0.5, self.steps, dtype=torch.float64, device="cpu") ** 2
         return _zero_terminal(betas) if self.zero_terminal else betas
 
 
@@ -229,7 +234,7 @@ class CosineBetas(Tabulated):
             raise ValueError(f"largest = {self.largest}; expected a largest beta in (0, 1)")
 
     def betas(self) -> Tensor:
-        u = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+        u = torch.arange(self.steps + 1, dtype=torch.float64, device="cpu") / self.steps
         bar = torch.cos((u + self.s) / (1 + self.s) * math.pi / 2) ** 2
         betas = (1 - bar[1:] / bar[:-1]).clamp(max=self.largest)
         return _zero_terminal(betas) if self.zero_terminal else betas
@@ -253,7 +258,7 @@ class GivenBetas(Tabulated):
         return len(self.values)
 
     def betas(self) -> Tensor:
-        return torch.tensor(self.values, dtype=torch.float64)
+        return torch.tensor(self.values, dtype=torch.float64, device="cpu")
 
 
 # Between these log-SNRs alpha and sigma are both at least 4.5e-5: far below what a picture of 8 bits can show.

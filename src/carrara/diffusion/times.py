@@ -97,13 +97,13 @@ def karras(
 ) -> Times:
     """EDM's grid: sigma/alpha^(1/rho) in equal strides from sigma_max to sigma_min, then 0 (Karras et al. 2022, eq. 5).
 
-    Levels are sigma/alpha; `sigma_max` None means the schedule's own largest finite one. On a table they fall between
-    entries, where the log-SNR is interpolated, and sigma_min is at least that of the first entry.
+    Levels are sigma/alpha, within what the schedule has at t_max and t_min; `sigma_max` None means the largest. On a
+    table they fall between entries, where the log-SNR is interpolated.
     """
     _check(steps)
     largest = math.exp(-schedule.logsnr(schedule.t_max) / 2)
     smallest = math.exp(-schedule.logsnr(schedule.t_min) / 2)
-    high, low = min(sigma_max or largest, largest), max(sigma_min, smallest)
+    high, low = min(largest if sigma_max is None else sigma_max, largest), max(sigma_min, smallest)
     if not 0 < low < high:
         raise ValueError(f"sigma_min {low:g} and sigma_max {high:g}; expected 0 < sigma_min < sigma_max")
     levels = [
