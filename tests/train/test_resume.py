@@ -18,7 +18,7 @@ from carrara.store.safetensors_io import load_tensors
 from carrara.train import fit
 from carrara.train.checkpoint import checkpoints, find_checkpoint, read_checkpoint
 from carrara.train.log import Event, read_log
-from train.toy import ToyLoader, ToyTask, settings
+from train.toy import ToyLoader, ToyTask, main, process, settings
 
 TOY = Path(__file__).with_name("toy.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -79,21 +79,22 @@ def test_the_global_generator_has_no_say_and_is_given_back(whole: Path, tmp_path
 
 def test_a_killed_run_has_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
     steps, whole, killed = "60", tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, str(TOY)]
-    subprocess.run([*command, str(whole), steps], env=ENVIRONMENT, check=True, timeout=60)
+    other = process(main, str(whole), steps)
     draw = random.Random(7)
     kills = 0
     for _ in range(5):
-        child = subprocess.Popen([*command, str(killed), steps, "0.02"], env=ENVIRONMENT)
+        child = process(main, str(killed), steps, "0.01")
         target = (find_step(killed) or 0) + draw.randint(2, 12)
         deadline = time.monotonic() + 30
-        while child.poll() is None and (find_step(killed) or 0) < target and time.monotonic() < deadline:
+        while child.is_alive() and (find_step(killed) or 0) < target and time.monotonic() < deadline:
             time.sleep(draw.uniform(0.001, 0.02))
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-    subprocess.run([*command, str(killed), steps], env=ENVIRONMENT, check=True, timeout=60)
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+    last = process(main, str(killed), steps)
+    for child in (other, last):
+        child.join(60)
+        assert child.exitcode == 0
     assert kills == 5
     assert_same(whole, killed)
 

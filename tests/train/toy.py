@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.process
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from carrara.errors import CarraraError
 from carrara.rng import Rng, keyed
 from carrara.store.safetensors_io import save_tensors
 from carrara.train import Loss, Phase, Training, fit
@@ -94,22 +99,41 @@ def settings(**changes: object) -> Training:
 
 
 def main(folder: str, steps: str, pause: str = "0") -> None:
-    """A run for subprocesses: `toy.py folder steps [seconds a step]`."""
-    import time
+    """A run for other processes: `toy.py folder steps [seconds a step]`; ends with the exit code of its error."""
 
     def slow(event: dict[str, object]) -> None:
         if event["event"] == "step":
             time.sleep(float(pause))
 
     torch.set_num_threads(1)
-    fit(ToyTask(), ToyLoader(), settings(steps=int(steps)), folder, progress=False, on_event=slow)
-
-
-if __name__ == "__main__":
-    from carrara.errors import CarraraError
-
     try:
-        main(*sys.argv[1:])
+        fit(ToyTask(), ToyLoader(), settings(steps=int(steps)), folder, progress=False, on_event=slow)
     except CarraraError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    """A process of a pair, which compares its weights with its sibling's after the run."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    task = ToyTask(seed=rank, dropout=0.0)  # the first one's weights count
+    fit(task, ToyLoader(rank=rank, world=2), settings(steps=6), folder, progress=False)
+    flat = torch.cat([parameter.detach().flatten() for parameter in task.modules.parameters()])
+    (Path(folder) / f"rank-{rank}").write_bytes(flat.numpy().tobytes())
+
+
+def process(target: Callable[..., object], *words: object) -> multiprocessing.process.BaseProcess:
+    """Starts a fresh process in which torch is loaded already (a fork of one that has done nothing else)."""
+    # The server of forks does not inherit sys.path, only the environment.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.toy"])
+    child = context.Process(target=target, args=words, daemon=True)
+    child.start()
+    return child
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,20 +57,16 @@ def save_tensors(
     if aliases:
         notes[_ALIASES] = json.dumps(aliases, sort_keys=True)
     with storage_errors(f"cannot write {path}"):
+        with open(path, "ab") as file:  # the library makes files that only their owner can read: keep the usual mode
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
             save_file(kept, path, metadata=notes or None)
         except SafetensorError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
+        os.chmod(path, mode)
         with open(path, "rb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # the library leaves 0600, which a server could not read
             os.fsync(file.fileno())
     _compare(path, kept)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

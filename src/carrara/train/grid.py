@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carrara.store.atomic import write_file
+from carrara.store.atomic import storage_errors, write_file
 
 __all__ = ["save_grid"]
 
@@ -38,5 +38,6 @@ def save_grid(path: Path, pictures: Tensor) -> None:
         sheet[y : y + height, x : x + width] = tile
     buffer = io.BytesIO()
     Image.fromarray(sheet[..., 0] if shown == 1 else sheet).save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, buffer.getvalue())

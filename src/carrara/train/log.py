@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from carrara.errors import RecipeError
 from carrara.store.atomic import write_file
@@ -128,9 +128,8 @@ class Progress:
 
     def __init__(self, steps: int, *, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic):
         self._steps = steps
-        self._stream = stream or sys.stderr
+        self._stream = _Forgiving(stream or sys.stderr)
         self._clock = clock
-        self._silent = False
         self._said_at = -math.inf
         self._recent: deque[tuple[float, int]] = deque(maxlen=200)
         self._live: Any = None
@@ -147,17 +146,17 @@ class Progress:
             progress.MofNCompleteColumn(),
             progress.BarColumn(),
             progress.TextColumn("{task.description}"),
-            console=Console(file=self._stream),
+            console=Console(file=cast(IO[str], self._stream)),
             refresh_per_second=4,
         )
         self._task = self._live.add_task("", total=self._steps)
-        self._guard(self._live.start)
+        self._live.start()
 
     def step(self, event: Mapping[str, Any]) -> None:
         """Shows a step's numbers."""
         now = self._clock()
         self._recent.append((now, int(event["step"])))
-        if self._silent or (self._live is None and now - self._said_at < self._EVERY):
+        if self._live is None and now - self._said_at < self._EVERY:
             return
         self._said_at = now
         text = (
@@ -165,9 +164,9 @@ class Progress:
             f"gradient {event['grad_norm']:.3g}, {event['memory'] / 2**20:,.0f} MiB"
         )
         if self._live is not None:
-            self._guard(self._live.update, self._task, completed=event["step"], description=text)
+            self._live.update(self._task, completed=event["step"], description=text)
         else:
-            self._guard(self._print, f"step {event['step']}/{self._steps}, {text}")
+            self._print(f"step {event['step']}/{self._steps}, {text}")
 
     def _left(self, now: float) -> str:
         (then, first), (_, last) = self._recent[0], self._recent[-1]
@@ -180,26 +179,43 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Says something once."""
         if self._live is not None:
-            self._guard(self._live.console.print, sentence, markup=False, highlight=False)
+            self._live.console.print(sentence, markup=False, highlight=False)
         else:
-            self._guard(self._print, sentence)
+            self._print(sentence)
 
     def close(self) -> None:
         """Ends the live line."""
         if self._live is not None:
-            self._guard(self._live.stop)
+            self._live.stop()
 
     def _print(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def _guard(self, call: Callable[..., Any], *values: Any, **named: Any) -> None:
-        if self._silent:
-            return
-        try:
-            call(*values, **named)
-        except (OSError, ValueError):  # nobody is listening any more
-            self._silent = True
+
+class _Forgiving:
+    """A stream that goes on as if nothing were when nobody is listening any more."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., object], *words: str) -> None:
+        if not self._gone:
+            try:
+                call(*words)
+            except (OSError, ValueError):  # a broken pipe, a lost terminal, a closed stream
+                self._gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def peak_memory_bytes(device: Any) -> int:

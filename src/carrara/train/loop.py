@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from carrara.errors import Preempted, RecipeError
+from carrara.errors import NonFiniteError, Preempted, RecipeError
 from carrara.store.atomic import require_space, storage_errors
 from carrara.train.checkpoint import Checkpoint, checkpoints, find_checkpoint, locked, save_checkpoint
 from carrara.train.grid import save_grid
@@ -68,7 +68,7 @@ def fit(
 
     Raises RecipeError for settings that cannot work or that differ from those the run was begun with, DataError for
     pictures that cannot be used, NonFiniteError before a step with a loss or gradient that is not finite, StorageError
-    when the disk refuses or the folder is in use, and Preempted after SIGTERM, SIGINT or SIGUSR1, with the state saved.
+    when the disk refuses or the folder is in use, and Preempted after a signal to stop, with the state saved.
     """
     folder, where = Path(folder), torch.device(device)
     with ExitStack() as stack:
@@ -200,7 +200,11 @@ class _Run:
         before = time.monotonic()
         with memory_errors(training):
             batch = self.loader.batch(self.state.step)
-            measured = train_step(self.state, to_device(batch, self.state.device), self.world)
+            try:
+                measured = train_step(self.state, to_device(batch, self.state.device), self.world)
+            except NonFiniteError as error:
+                self.event("nonfinite", samples=samples_hash(batch), reason=str(error))
+                raise
             self._record(batch, measured, time.monotonic() - before)
             last = self.state.step == training.steps
             if last or _due(self.state.step, training.validate_every):

@@ -31,7 +31,7 @@ class Training:
     warmup: int = 100  # steps over which the learning rate rises
     decay: Literal["constant", "cosine"] = "constant"  # the learning rate after the warm-up
     clip: float | None = 1.0  # longest gradient of a phase; None leaves it
-    accumulate: int = 1  # micro-batches a step: more need less memory, with the same result
+    accumulate: int = 1  # micro-batches a step: more need less memory; the result is the same but for dropout's masks
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; weights are float32
     compile: bool = False  # torch.compile the networks
     ema: float = 0.999  # decay of the averaged weights; 0 keeps none

@@ -1,4 +1,7 @@
-"""Being stopped: a first SIGTERM, SIGINT or SIGUSR1 asks for an end after the current step, a second ends at once."""
+"""Being stopped: a first signal asks for an end after the current step, a second ends at once.
+
+SIGTERM and SIGUSR1 come from batch systems, SIGINT from the keyboard, SIGHUP from a terminal that is closed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 from carrara.errors import Preempted
 
 __all__ = ["StopSignals"]
+
+_STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 class StopSignals:
@@ -25,8 +30,9 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         """Takes the signals over."""
         if threading.current_thread() is threading.main_thread():
-            names = ("SIGTERM", "SIGINT", "SIGUSR1")
-            for which in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            for which in (getattr(signal, name) for name in _STOPS if hasattr(signal, name)):
+                if signal.getsignal(which) is signal.SIG_IGN:  # nohup, or a shell's background: as the user wished
+                    continue
                 self._before[which] = signal.signal(which, self._receive)
         return self
 
