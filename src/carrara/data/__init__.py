@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .pictures import Pictures, open_pictures
     from .report import Report, check
     from .settings import DataSettings
+    from .write import write_picture
 
 __all__ = [
     "DataSettings",
@@ -23,6 +24,7 @@ __all__ = [
     "check",
     "default_cache",
     "open_pictures",
+    "write_picture",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "check": "report",
     "default_cache": "cache",
     "open_pictures": "pictures",
+    "write_picture": "write",
 }
 
 

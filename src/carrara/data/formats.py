@@ -398,7 +398,7 @@ def _tiff_pixels(page: Any, pixels: np.ndarray, axes: str, frames: int) -> Decod
 def _unpremultiplied(pixels: np.ndarray) -> np.ndarray:
     top = np.iinfo(pixels.dtype).max
     alpha = pixels[..., -1:].astype(np.float64)
-    straight = np.where(alpha > 0, pixels[..., :-1] * top / np.maximum(alpha, 1), 0)
+    straight = np.where(alpha > 0, pixels[..., :-1].astype(np.float64) * top / np.maximum(alpha, 1), 0)
     return np.concatenate([np.clip(np.rint(straight), 0, top).astype(pixels.dtype), pixels[..., -1:]], axis=2)
 
 

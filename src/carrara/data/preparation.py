@@ -130,12 +130,13 @@ def prepare(main: Decoded, inputs: Mapping[str, Decoded], settings: DataSettings
     """The decoded picture and its inputs, placed the same way; Raises Unreadable where they do not fit together."""
     pixels, alpha = _channels(main, settings)
     natural = (pixels.shape[2] if settings.channels is None else main.channels, main.depth)
-    pixels = _to_depth(pixels, settings.depth or main.depth)
+    if settings.depth == 16:
+        pixels = _to_depth(pixels, 16)
     size = (pixels.shape[0], pixels.shape[1])
     placement = place(size, settings.shape, settings.fit)
     ready = placement(pixels, _ground(pixels, alpha, settings), alpha=alpha)
     return Prepared(
-        pixels=ready,
+        pixels=_to_depth(ready, settings.depth or main.depth),  # 16 bits become 8 last, so that they are rounded once
         inputs={name: _input(name, one, main, placement, settings) for name, one in inputs.items()},
         content=content_hash(main),
         size=size,

@@ -1,0 +1,63 @@
+"""Pictures to files, with the channels and the depth that they have."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from carrara.errors import StorageError
+
+__all__ = ["write_picture"]
+
+_PNG_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def write_picture(path: Path, pixels: np.ndarray, text: dict[str, str] | None = None) -> None:
+    """Writes (H, W, C) uint8 or uint16 as .png (1 to 4 channels), .tif, .tiff or .npy; `text` goes into a PNG's chunks.
+
+    Raises ValueError for an ending or channels that cannot be written, StorageError when the disk refuses.
+    """
+    ending = path.suffix.lower()
+    if ending == ".png":
+        data = _png(pixels, text or {})
+    elif ending in (".tif", ".tiff"):
+        import tifffile
+
+        buffer = io.BytesIO()
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.shape[2] > 4 else pixels
+        tifffile.imwrite(buffer, planes.squeeze(2) if planes.shape[2] == 1 and planes is pixels else planes)
+        data = buffer.getvalue()
+    elif ending == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, pixels, allow_pickle=False)
+        data = buffer.getvalue()
+    else:
+        raise ValueError(f"{path.name} does not end in .png, .tiff or .npy, which are what pictures are written as")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _png(pixels: np.ndarray, text: dict[str, str]) -> bytes:
+    height, width, channels = pixels.shape
+    if channels not in _PNG_CHANNELS:
+        raise ValueError(f"a PNG holds 1 to 4 channels and this picture has {channels}; write it as .tiff or .npy")
+    buffer = io.BytesIO()
+    if pixels.dtype == np.uint16:  # Pillow keeps 16 bits for grey only
+        import png
+
+        writer = png.Writer(width, height, greyscale=channels < 3, alpha=channels in (2, 4), bitdepth=16)
+        writer.write(buffer, pixels.reshape(height, width * channels).tolist())
+        return buffer.getvalue()
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value)
+    flat = pixels[..., 0] if channels == 1 else pixels
+    Image.fromarray(flat, _PNG_CHANNELS[channels] if channels == 2 else None).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
