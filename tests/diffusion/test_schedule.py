@@ -124,7 +124,7 @@ def test_refuses_times_outside(schedule: Schedule, t: float) -> None:
 
 
 def test_ddpm_values() -> None:
-    """The table of the paper: beta_1 = 1e-4, beta_1000 = 0.02, and KL(q(x_T | x) || N(0, 1)) of about 1e-5 bits a dim."""
+    """The table of the paper: beta_1 = 1e-4, beta_1000 = 0.02, and KL(q(x_T | x) || N(0, 1)) near 1e-5 bits a dim."""
     schedule = LinearBetas()
     alpha, sigma = schedule(1 / 1000)
     assert sigma**2 == pytest.approx(1e-4, rel=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ SCHEDULES: list[Schedule] = [
 
 
 def decreasing(times: tuple[float, ...]) -> bool:
-    return all(a > b for a, b in zip(times, times[1:], strict=False))
+    return all(a > b for a, b in pairwise(times))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -142,5 +143,5 @@ def test_karras() -> None:
     ],
 )
 def test_refused(wrong: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match="expected|use"):
+    with pytest.raises(ValueError, match=r"expected|use"):
         wrong()
