@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from carrara.config import Configured
+from carrara.config import Configured, Kinds, Role, build, describe
 from carrara.types import Condition
 from nn.networks import CASES, perturb, rows_of
 
@@ -21,8 +21,8 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-6) -> None:
 
 @EACH
 def test_rows_are_independent(name: str) -> None:
-    build, inputs, call = CASES[name]
-    network, arguments = perturb(build()), inputs(4)
+    make, inputs, call = CASES[name]
+    network, arguments = perturb(make()), inputs(4)
     with torch.no_grad():
         together = call(network, *arguments)
         for row in range(4):
@@ -33,8 +33,8 @@ def test_rows_are_independent(name: str) -> None:
 
 @EACH
 def test_every_parameter_has_a_gradient(name: str) -> None:
-    build, inputs, call = CASES[name]
-    network = perturb(build())
+    make, inputs, call = CASES[name]
+    network = perturb(make())
     loss = sum(
         (output * torch.linspace(-1, 2, output.numel()).view_as(output)).square().mean()
         for output in call(network, *inputs(4))
@@ -48,8 +48,8 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
 @EACH
 def test_every_input_matters(name: str) -> None:
     """Each floating-point input, every part of a condition included, reaches the output."""
-    build, inputs, call = CASES[name]
-    network, arguments = perturb(build()), inputs(2)
+    make, inputs, call = CASES[name]
+    network, arguments = perturb(make()), inputs(2)
     leaves: list[Tensor] = []
 
     def leaf(x: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def _zeros(argument: Any) -> Any:
 @pytest.mark.parametrize("empty", [False, True], ids=["noise", "zeros"])
 def test_finite_in_low_precision(name: str, dtype: torch.dtype, empty: bool) -> None:
     """Cast and under autocast, on noise and on nothing at all: no NaN, and near what float32 makes."""
-    build, inputs, call = CASES[name]
-    network, arguments = perturb(build()), inputs(2)
+    make, inputs, call = CASES[name]
+    network, arguments = perturb(make()), inputs(2)
     if empty:
         arguments = tuple(map(_zeros, arguments))
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_finite_in_low_precision(name: str, dtype: torch.dtype, empty: bool) -> 
 
 @pytest.mark.parametrize("name", ["autoencoder rms", "dit told", "text", "unet"])
 def test_compiles_without_a_break(name: str) -> None:
-    build, inputs, call = CASES[name]
-    network, arguments = perturb(build()), inputs(2)
+    make, inputs, call = CASES[name]
+    network, arguments = perturb(make()), inputs(2)
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     with torch.no_grad():
         for a, b in zip(compiled(network, *arguments), call(network, *arguments), strict=True):
@@ -101,8 +101,8 @@ def test_compiles_without_a_break(name: str) -> None:
 
 @EACH
 def test_channels_last_makes_no_difference(name: str) -> None:
-    build, inputs, call = CASES[name]
-    network, arguments = perturb(build()), inputs(2)
+    make, inputs, call = CASES[name]
+    network, arguments = perturb(make()), inputs(2)
     with torch.no_grad():
         expected = call(network, *arguments)
         network = network.to(memory_format=torch.channels_last)
@@ -122,3 +122,25 @@ def test_configuration_rebuilds_it(name: str) -> None:
     again = type(network)(**network.config)
     again.load_state_dict(network.state_dict())
     assert again.config == network.config
+
+
+def test_files_say_every_network() -> None:
+    """A table of a file and a network are one another's description, the level's embedding by its own kind."""
+    networks = {
+        kind.lower(): f"carrara.nn.{module}:{kind}"
+        for kind, module in {
+            "UNet": "unet",
+            "DiT": "dit",
+            "KLAutoencoder": "autoencoder",
+            "TextTransformer": "transformer",
+            "ImageEncoder": "image_encoder",
+        }.items()
+    }
+    embeddings = {kind.lower(): f"carrara.nn.embed:{kind}" for kind in ("Sinusoidal", "Fourier")}
+    kinds = Kinds({"network": networks, "embedding": embeddings}, {"carrara.nn.embed:Embedding": "embedding"})
+    for case in CASES.values():
+        network = case.build()
+        table = describe(network, kinds)
+        again = build(Annotated[torch.nn.Module, Role("network")], table, kinds)
+        assert type(again) is type(network)
+        assert again.config == network.config

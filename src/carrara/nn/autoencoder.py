@@ -4,19 +4,20 @@
     decode   z (B, latent, h, w)         ->  x (B, C, h * down, w * down)
 
 Built for speed on any machine. The picture is folded first, `patch` x `patch` pixels into one with patch^2 times the
-channels, so no convolution runs at full size. Where the size halves or doubles, a shortcut without parameters folds
-space into channels or back (DC-AE, Chen et al. 2024), so pictures pass from the first step of training on.
+channels, so no convolution runs at full size. Where the size halves or doubles, and at the latent, a shortcut without
+parameters folds space into channels or back (DC-AE, Chen et al. 2024), so pictures pass from the first step on.
 No function bounds the output: what leaves [-1, 1] is for the caller to clip.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.config import Configured
-from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise, match_channels, norm, zero
+from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise, match_channels, norm
 
 __all__ = ["KLAutoencoder"]
 
@@ -30,6 +31,7 @@ class _Fold(nn.Module):
         super().__init__()
         self.out = out
         self.conv = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) + match_channels(F.pixel_unshuffle(x, 2), self.out)
@@ -41,9 +43,37 @@ class _Unfold(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 4 * out, 3, padding=1)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.conv(x) + match_channels(x, self.conv.out_channels), 2)
+
+
+class _ToLatent(nn.Module):
+    """The mean, a convolution plus the averaged channels, and the log-variance, which starts as a constant."""
+
+    def __init__(self, channels: int, latent: int) -> None:
+        super().__init__()
+        self.mean = nn.Conv2d(channels, latent, 3, padding=1)
+        self.logvar = nn.Conv2d(channels, latent, 3, padding=1)
+        initialise(self.mean)
+        nn.init.zeros_(self.logvar.weight)
+        nn.init.constant_(cast(Tensor, self.logvar.bias), _START_LOGVAR)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(x) + match_channels(x, self.mean.out_channels), self.logvar(x)
+
+
+class _FromLatent(nn.Module):
+    """A convolution, plus the repeated channels."""
+
+    def __init__(self, latent: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(latent, channels, 3, padding=1)
+        initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv(z) + match_channels(z, self.conv.out_channels)
 
 
 class KLAutoencoder(Configured, nn.Module):
@@ -53,8 +83,9 @@ class KLAutoencoder(Configured, nn.Module):
     patch: the part of `down` that is folded away before the first convolution: 1, 2, 4, ...
     widths: channels at each resolution, finest first; one for every halving between `patch` and `down`, plus one.
     encoder_blocks, decoder_blocks: residual blocks at each resolution, finest first.
-    norm: "group" for the usual norm; "rms" normalises each pixel alone, so distant parts of a picture do not touch each
-    other; "none" leaves it out, the residual branches starting at zero (Zhang et al. 2019).
+    norm: "none" lets the residual branches start at zero instead (Zhang et al. 2019): the quickest, and the best in
+    trainings of minutes, at learning rates of 1e-3 to 3e-3; "group" is the usual norm, for long trainings of large
+    networks; "rms" normalises each pixel alone, so distant parts of a picture do not touch each other.
     """
 
     def __init__(
@@ -64,10 +95,10 @@ class KLAutoencoder(Configured, nn.Module):
         latent: int = 16,
         down: int = 8,
         patch: int = 2,
-        widths: tuple[int, ...] = (64, 128, 256),
-        encoder_blocks: tuple[int, ...] = (1, 1, 1),
+        widths: tuple[int, ...] = (32, 64, 128),
+        encoder_blocks: tuple[int, ...] = (0, 1, 1),
         decoder_blocks: tuple[int, ...] = (1, 2, 2),
-        norm: NormKind = "group",
+        norm: NormKind = "none",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -82,7 +113,7 @@ class KLAutoencoder(Configured, nn.Module):
                     f"{name}={blocks} has {len(blocks)} entries for {len(widths)} widths; give one a width"
                 )
         self.channels, self.latent, self.down, self.patch = channels, latent, down, patch
-        self.encoder = _encoder(channels * patch**2, 2 * latent, widths, encoder_blocks, norm, dropout)
+        self.encoder = _encoder(channels * patch**2, latent, widths, encoder_blocks, norm, dropout)
         self.decoder = _decoder(latent, channels * patch**2, widths, decoder_blocks, norm, dropout)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +128,8 @@ class KLAutoencoder(Configured, nn.Module):
                 f"a picture of {x.shape[2]} x {x.shape[3]} pixels does not divide into latents of {self.down} x "
                 f"{self.down}; resize, crop or pad it to multiples of {self.down}"
             )
-        folded = F.pixel_unshuffle(x.to(dtype_of(self)), self.patch)
-        mean, logvar = self.encoder(folded).to(x.dtype).chunk(2, dim=1)
-        return mean, logvar.clamp(-30.0, 20.0)
+        mean, logvar = self.encoder(F.pixel_unshuffle(x.to(dtype_of(self)), self.patch))
+        return mean.to(x.dtype), logvar.to(x.dtype).clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, latent, h, w) to pictures (B, channels, h * down, w * down), not clipped, in the dtype of z."""
@@ -115,42 +145,27 @@ def _blocks(width: int, count: int, kind: NormKind, dropout: float) -> list[nn.M
     return [ResidualBlock(width, kind=kind, dropout=dropout) for _ in range(count)]
 
 
-def _head(width: int, out: int, kind: NormKind) -> list[nn.Module]:
-    return [norm(kind, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]
-
-
 def _encoder(
-    channels: int, out: int, widths: tuple[int, ...], blocks: tuple[int, ...], kind: NormKind, dropout: float
+    channels: int, latent: int, widths: tuple[int, ...], blocks: tuple[int, ...], kind: NormKind, dropout: float
 ) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
     for i, width in enumerate(widths):
         if i:
             layers.append(_Fold(widths[i - 1], width))
         layers += _blocks(width, blocks[i], kind, dropout)
-    return _sequence(layers + _head(widths[-1], out, kind), logvar=out // 2)
+    layers += [norm(kind, widths[-1]), nn.SiLU(), _ToLatent(widths[-1], latent)]
+    initialise(layers[0])
+    return nn.Sequential(*layers)
 
 
 def _decoder(
-    latent: int, out: int, widths: tuple[int, ...], blocks: tuple[int, ...], kind: NormKind, dropout: float
+    latent: int, channels: int, widths: tuple[int, ...], blocks: tuple[int, ...], kind: NormKind, dropout: float
 ) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(latent, widths[-1], 3, padding=1)]
+    layers: list[nn.Module] = [_FromLatent(latent, widths[-1])]
     for i, width in reversed(list(enumerate(widths))):
         layers += _blocks(width, blocks[i], kind, dropout)
         if i:
             layers.append(_Unfold(width, widths[i - 1]))
-    return _sequence(layers + _head(widths[0], out, kind))
-
-
-def _sequence(layers: list[nn.Module], *, logvar: int = 0) -> nn.Sequential:
-    """The layers in order, initialised; the last `logvar` output channels start as a constant."""
-    network = nn.Sequential(*layers)
-    initialise(network)
-    for block in network:
-        if isinstance(block, ResidualBlock):
-            zero(block.conv2)
-    last = network[-1]
-    if logvar and isinstance(last, nn.Conv2d) and last.bias is not None:
-        with torch.no_grad():
-            last.weight[-logvar:] = 0.0
-            last.bias[-logvar:] = _START_LOGVAR
-    return network
+    layers += [norm(kind, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)]
+    initialise(layers[-1])
+    return nn.Sequential(*layers)
