@@ -24,7 +24,7 @@ from . import colour
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "Decoded", "Unreadable", "decode", "quiet", "sniff"]
+__all__ = ["Decoded", "MAX_PIXELS", "PICTURE_SUFFIXES", "Unreadable", "decode", "quiet", "sniff"]
 
 MAX_PIXELS = 89_478_485
 """The most pixels a picture may have: 256 MiB of RGB. Larger ones are taken for decompression bombs."""

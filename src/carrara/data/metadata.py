@@ -21,7 +21,7 @@ from .captions import caption_values
 from .findings import printable
 from .paths import joined, leaves
 
-__all__ = ["CAPTION_COLUMNS", "METADATA_NAMES", "Entry", "Metadata", "read_metadata"]
+__all__ = ["CAPTION_COLUMNS", "Entry", "METADATA_NAMES", "Metadata", "read_metadata"]
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("text", "caption", "captions", "texts")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["IMAGE_COLUMNS", "CellReader", "class_names", "image_columns", "open_parquet", "plain_columns"]
+__all__ = ["CellReader", "IMAGE_COLUMNS", "class_names", "image_columns", "open_parquet", "plain_columns"]
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 _BATCH = 32  # rows of pictures in memory at once

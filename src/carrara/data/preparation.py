@@ -29,7 +29,7 @@ from .transform import Placement, place
 Kind = tuple[int, int]
 """Channels and bits a channel."""
 
-__all__ = ["MAX_BYTES", "Kind", "Prepared", "content_hash", "kind_advice", "kind_words", "prepare", "stream"]
+__all__ = ["Kind", "MAX_BYTES", "Prepared", "content_hash", "kind_advice", "kind_words", "prepare", "stream"]
 
 MAX_BYTES = 1 << 30
 """The largest picture file that is read, in bytes."""

@@ -26,8 +26,10 @@ def write_picture(path: Path, pixels: np.ndarray, text: dict[str, str] | None = 
         import tifffile
 
         buffer = io.BytesIO()
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.shape[2] > 4 else pixels
-        tifffile.imwrite(buffer, planes.squeeze(2) if planes.shape[2] == 1 and planes is pixels else planes)
+        channels = pixels.shape[2]
+        colour = "rgb" if channels in (3, 4) else "minisblack"
+        shown = pixels[..., 0] if channels == 1 else pixels
+        tifffile.imwrite(buffer, shown, photometric=colour, planarconfig="contig" if channels > 1 else None)
         data = buffer.getvalue()
     elif ending == ".npy":
         buffer = io.BytesIO()
