@@ -45,7 +45,7 @@ def answer(asks: Sequence[Ask]) -> list[tuple[Any, ...]]:
     """One tuple of results an ask, in order; asks for one network with rows of one shape share a call."""
     groups: dict[Any, list[int]] = {}
     for number, ask in enumerate(asks):
-        key = (number,) if ask.state is not None else (id(ask.network), *(_signature(row) for row in ask.rows))
+        key = (number,) if ask.state is not None else (ask.network, *(_signature(row) for row in ask.rows))
         groups.setdefault(key, []).append(number)
     answers: list[tuple[Any, ...]] = [()] * len(asks)
     for numbers in groups.values():

@@ -165,4 +165,7 @@ def samples_hash(batch: Batch) -> str:
 
 def seed_everything(*words: int | str) -> None:
     """Seeds torch's own generators (dropout, and whatever does not take an rng) from a keyed stream."""
-    torch.manual_seed(int(keyed(*words).integers(2**63 - 1)))
+    seed = int(keyed(*words).integers(2**63 - 1))
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also formats a stack trace for GPUs not yet in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

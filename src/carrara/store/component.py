@@ -1,0 +1,203 @@
+"""Component folders and model folders: what a part is and its weights, readable by anybody, executable by nobody.
+
+    component.json       format_version, role, kind and config (what `config.build` reads), files with size and SHA-256
+    weights.safetensors  every parameter and buffer, by its name in the module
+    tokenizer.json ...   files that the config names
+    README.md            the model card
+
+    model.json           names three component folders: text, generator, decoder
+
+Each component is complete alone. Weights are written first and component.json last, each by an atomic rename, so a
+folder with a component.json is whole. Nothing in a file is ever executed: kinds come from a closed table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from torch import nn
+
+from carrara.config import Role, build, describe
+from carrara.errors import CarraraError, RecipeError, StorageError
+from carrara.store.atomic import new_directory, storage_errors, write_file
+from carrara.store.kinds import kinds
+from carrara.store.safetensors_io import load_tensors, save_tensors
+from carrara.system import System
+
+__all__ = ["ROLES", "Component", "assemble", "load", "load_component", "read_component", "save_component"]
+
+ROLES = ("text", "generator", "decoder")
+_FORMAT_VERSION = 1
+_COMPONENT, _MODEL, _WEIGHTS, _CARD = "component.json", "model.json", "weights.safetensors", "README.md"
+
+
+class Component(NamedTuple):
+    """A component folder's description, without its weights."""
+
+    path: Path
+    role: str
+    config: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def save_component(
+    folder: Path, role: str, module: nn.Module, *, facts: Mapping[str, Any] | None = None, card: str | None = None
+) -> None:
+    """Writes a component into `folder` (which may hold other things, such as a run's log).
+
+    `facts` is whatever should be known of it: what it was trained on and how, what it measured.
+    Raises NonFiniteError for weights that are not finite and StorageError when the disk refuses.
+    """
+    if role not in ROLES:
+        raise ValueError(f'"{role}" is no role of a component; roles are {", ".join(ROLES)}')
+    assets: dict[str, bytes] = {}
+    config = describe(module, kinds(), assets)
+    with storage_errors(f"{folder} cannot be written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{_WEIGHTS}.tmp"
+        save_tensors(temporary, {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
+        temporary.replace(folder / _WEIGHTS)
+        for name, data in assets.items():
+            write_file(folder / name, data)
+        if card is not None:
+            write_file(folder / _CARD, card.encode())
+        body = {
+            "format_version": _FORMAT_VERSION,
+            "role": role,
+            "config": config,
+            "files": {name: _measure(folder / name) for name in (_WEIGHTS, *sorted(assets))},
+            "facts": dict(facts or {}),
+        }
+        write_file(folder / _COMPONENT, (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(body, dict) or not isinstance(version := body.get("format_version"), int):
+        raise StorageError(f"{path} has no format_version; it is not one of Carrara's files")
+    if version > _FORMAT_VERSION:
+        raise StorageError(
+            f"{path} has format version {version} and this Carrara reads up to {_FORMAT_VERSION}; update Carrara"
+        )
+    return body
+
+
+def read_component(folder: Path, role: str | None = None) -> Component:
+    """A component's description, its files checked for presence and size; StorageError or RecipeError if not right."""
+    if not (folder / _COMPONENT).is_file():
+        what = "is a whole model; name one of its parts" if (folder / _MODEL).is_file() else "has no component.json"
+        unfinished = " (its training has not finished)" if (folder / "checkpoints").is_dir() else ""
+        raise StorageError(f"{folder} {what}{unfinished}")
+    body = _read_json(folder / _COMPONENT)
+    found, config, files = body.get("role"), body.get("config"), body.get("files")
+    if found not in ROLES or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
+        raise StorageError(f"{folder / _COMPONENT} lacks its role, config or files; the folder is damaged")
+    if role is not None and found != role:
+        raise RecipeError(f"{folder} is a {found}; expected a {role}")
+    for name, measured in files.items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise StorageError(f"{folder / _COMPONENT} names the file {name!r}; only plain file names are allowed")
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise StorageError(f"{path} is missing; copy the whole component folder")
+        expected = measured.get("bytes") if isinstance(measured, dict) else None
+        if path.stat().st_size != expected:
+            raise StorageError(
+                f"{path} has {path.stat().st_size} bytes instead of {expected}; it is damaged or cut off"
+            )
+    return Component(folder, found, config, files, body.get("facts") or {})
+
+
+def load_component(folder: str | Path, role: str | None = None, *, verify: bool = False) -> Any:
+    """The module of a component folder, in eval mode; `verify` also compares every file's SHA-256.
+
+    Raises StorageError for a damaged folder, RecipeError for another role or a config that does not build.
+    """
+    component = read_component(Path(folder), role)
+    assets = {}
+    for name, measured in component.files.items():
+        if name != _WEIGHTS or verify:
+            if _measure(component.path / name)["sha256"] != measured.get("sha256"):
+                raise StorageError(
+                    f"{component.path / name} has other contents than when it was written; it is damaged"
+                )
+            if name != _WEIGHTS:
+                assets[name] = (component.path / name).read_bytes()
+    try:
+        module = build(Annotated[nn.Module, Role(component.role)], component.config, kinds(), assets=assets)
+    except CarraraError as error:
+        raise RecipeError(f"{component.path / _COMPONENT}: {error}") from error
+    tensors = load_tensors(component.path / _WEIGHTS)
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise StorageError(
+            f"{component.path / _WEIGHTS} does not fit its component.json: {' '.join(lines[1:4])}"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def assemble(folder: Path, *, generator: Path, text: Path | None = None, decoder: Path | None = None) -> System:
+    """Copies three components into a model folder and returns the system. Parts that do not fit are refused first.
+
+    `text` and `decoder` may be left out for a generator that was trained without them: its own folder has them then.
+    """
+    generator = Path(generator)
+    sources = {"text": text or generator / "text", "generator": generator, "decoder": decoder or generator / "decoder"}
+    for role, given in (("text", text), ("decoder", decoder)):
+        if given is None and not (sources[role] / _COMPONENT).is_file():
+            raise RecipeError(f"{generator} was trained with a {role} of its own folder; name it with --{role}")
+    system = System(**{role: load_component(path, role, verify=True) for role, path in sources.items()})
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
+        raise StorageError(f"{folder} exists and is no model folder; choose another")
+    body = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
+    with storage_errors(f"{folder} cannot be written"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_directory(folder) as place:
+            for role, source in sources.items():
+                (place / role).mkdir()
+                for name in (*read_component(source, role).files, _COMPONENT, _CARD):
+                    if (source / name).is_file():
+                        shutil.copyfile(source / name, place / role / name)
+            (place / _MODEL).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return system
+
+
+def load(path: str | Path) -> System:
+    """The system of a model folder: `carrara.load(path).generate(["a red apple"], seeds=[0])`.
+
+    Raises StorageError when the folder is no whole model folder, RecipeError when its parts do not fit.
+    """
+    folder = Path(path)
+    if not (folder / _MODEL).is_file():
+        if not folder.exists():
+            raise StorageError(f"{folder} does not exist")
+        if (folder / _COMPONENT).is_file():
+            role = read_component(folder).role
+            raise RecipeError(f"{folder} is a single {role}; put a system together with `carrara assemble`")
+        raise StorageError(f"{folder} has no model.json; a model folder is made by `carrara assemble`")
+    body = _read_json(folder / _MODEL)
+    parts = {}
+    for role in ROLES:
+        name = body.get(role)
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise StorageError(f"{folder / _MODEL} names {name!r} as its {role}; expected a folder beside it")
+        parts[role] = load_component(folder / name, role)
+    return System(**parts)

@@ -1,0 +1,139 @@
+"""What a `kind` in a file may be: literal tables, role -> {kind: "module:name"}. Files never name code.
+
+Kinds of one's own come from installed packages, by an entry point in the group `carrara.kinds` whose name is
+"role.kind" and whose value is "module:name"; see docs/extending.md. A kind of Carrara's own cannot be replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+
+from carrara.config import Kinds
+from carrara.errors import RecipeError
+
+__all__ = ["BASES", "TABLES", "kinds"]
+
+_D = "carrara.diffusion"
+
+TABLES: dict[str, dict[str, str]] = {
+    "schedule": {
+        "cosine": f"{_D}.schedule:Cosine",
+        "cosine-betas": f"{_D}.schedule:CosineBetas",
+        "given-betas": f"{_D}.schedule:GivenBetas",
+        "linear": f"{_D}.schedule:Linear",
+        "linear-betas": f"{_D}.schedule:LinearBetas",
+        "scaled-linear-betas": f"{_D}.schedule:ScaledLinearBetas",
+        "variance-exploding": f"{_D}.schedule:VarianceExploding",
+    },
+    "parameterization": {
+        "epsilon": f"{_D}.parameterization:Epsilon",
+        "flow": f"{_D}.parameterization:Flow",
+        "karras": f"{_D}.parameterization:Karras",
+        "v": f"{_D}.parameterization:V",
+        "x0": f"{_D}.parameterization:X0",
+    },
+    "level": {
+        "integer-step": f"{_D}.parameterization:IntegerStep",
+        "log-sigma": f"{_D}.parameterization:LogSigma",
+        "scaled-time": f"{_D}.parameterization:ScaledTime",
+    },
+    "variance": {
+        "learned": f"{_D}.process:Learned",
+        "posterior": f"{_D}.process:Posterior",
+        "transition": f"{_D}.process:Transition",
+    },
+    "draw": {
+        "log-normal": f"{_D}.loss:LogNormal",
+        "logit-normal": f"{_D}.loss:LogitNormal",
+        "steps": f"{_D}.loss:Steps",
+        "uniform": f"{_D}.loss:Uniform",
+    },
+    "weight": {
+        "min-snr": f"{_D}.loss:MinSNR",
+        "unit": f"{_D}.loss:Unit",
+    },
+    "times": {
+        "full": f"{_D}.times:full",
+        "given": f"{_D}.times:given",
+        "karras": f"{_D}.times:karras",
+        "leading": f"{_D}.times:leading",
+        "trailing": f"{_D}.times:trailing",
+        "uniform": f"{_D}.times:uniform",
+    },
+    "sampler": {
+        "ancestral": f"{_D}.sampler:ancestral",
+        "ddim": f"{_D}.sampler:ddim",
+        "dpmpp-2m": f"{_D}.sampler:dpmpp_2m",
+        "heun": f"{_D}.sampler:heun",
+    },
+    "guidance": {
+        "classifier-free": f"{_D}.guidance:ClassifierFree",
+        "clip": f"{_D}.guidance:Clip",
+        "plain": f"{_D}.guidance:Plain",
+    },
+    "network": {
+        "dit": "carrara.nn.dit:DiT",
+        "unet": "carrara.nn.unet:UNet",
+    },
+    "autoencoder": {
+        "kl": "carrara.nn.autoencoder:KLAutoencoder",
+    },
+    "text_network": {
+        "transformer": "carrara.nn.transformer:TextTransformer",
+    },
+    "picture_network": {
+        "convolutional": "carrara.nn.image_encoder:ImageEncoder",
+    },
+    "embedding": {
+        "fourier": "carrara.nn.embed:Fourier",
+        "sinusoidal": "carrara.nn.embed:Sinusoidal",
+    },
+    "text": {
+        "contrastive": "carrara.text:ContrastiveText",
+        "labels": "carrara.text:Labels",
+        "unconditional": "carrara.text:Unconditional",
+    },
+    "generator": {
+        "diffusion": f"{_D}.generator:DiffusionGenerator",
+    },
+    "decoder": {
+        "latents": "carrara.decoder:Latents",
+        "pixels": "carrara.decoder:Pixels",
+    },
+    "task": {
+        "autoencoder": "carrara.train.tasks:AutoencoderRecipe",
+        "contrastive": "carrara.train.tasks:ContrastiveRecipe",
+        "diffusion": "carrara.train.tasks:DiffusionRecipe",
+    },
+}
+
+BASES: dict[str, str] = {
+    f"{_D}.schedule:Schedule": "schedule",
+    f"{_D}.parameterization:Parameterization": "parameterization",
+    f"{_D}.parameterization:Level": "level",
+    f"{_D}.process:Variance": "variance",
+    f"{_D}.loss:TimeDistribution": "draw",
+    f"{_D}.loss:Weight": "weight",
+    f"{_D}.guidance:Guidance": "guidance",
+    "carrara.nn.embed:Embedding": "embedding",
+}
+
+
+@functools.lru_cache(maxsize=1)
+def kinds() -> Kinds:
+    """All kinds of this environment: Carrara's own and those that installed packages register."""
+    tables = {role: dict(table) for role, table in TABLES.items()}
+    for point in metadata.entry_points(group="carrara.kinds"):
+        role, dot, kind = point.name.partition(".")
+        if not dot or role not in tables:
+            raise RecipeError(
+                f'the entry point "{point.name}" of {point.value} is not named "role.kind"; roles are '
+                + ", ".join(sorted(tables))
+            )
+        if kind in tables[role]:
+            raise RecipeError(
+                f'the entry point "{point.name}" of {point.value} names a kind that exists; choose another'
+            )
+        tables[role][kind] = point.value
+    return Kinds(tables, BASES)

@@ -1,0 +1,179 @@
+"""A recipe: everything that decides a training run, as one frozen object and one TOML file.
+
+    format_version = 1
+    out = "runs/decoder"          # the run folder, which becomes the component
+    [data]                        # carrara.data.DataSettings
+    [task]                        # kind = "contrastive" | "autoencoder" | "diffusion", and its own settings
+    [train]                       # carrara.train.Training
+
+`minutes` instead of `train.steps` gives the run a share of time: a few steps are timed first, and the number of steps
+that fit is written into the run folder's recipe.toml. Every resume reads that one, so a run never changes its length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from carrara import config
+from carrara.config import Role
+from carrara.data import DataSettings, Loader, open_pictures
+from carrara.data.pictures import Pictures
+from carrara.errors import RecipeError
+from carrara.store import kinds
+from carrara.store.atomic import storage_errors, write_file
+from carrara.train.log import Event
+from carrara.train.loop import Outcome, fit
+from carrara.train.parallel import world
+from carrara.train.preflight import Preflight, measure_step_seconds, preflight
+from carrara.train.settings import Training
+from carrara.train.tasks import PartTask, TaskRecipe
+
+__all__ = ["Recipe", "Run", "choose_device", "read_recipe", "write_recipe"]
+
+_FORMAT_VERSION = 1
+_RESOLVED = "recipe.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `carrara train` reads; `minutes` 0 leaves the number of steps to `train.steps`."""
+
+    out: str
+    data: DataSettings
+    task: Annotated[TaskRecipe, Role("task")]
+    train: Training = field(default_factory=Training)
+    minutes: float = 0.0
+    device: str = "auto"  # "auto", "cpu" or "cuda"
+    format_version: int = _FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != _FORMAT_VERSION:
+            raise ValueError(f"format_version is {self.format_version} and this Carrara reads {_FORMAT_VERSION}")
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes is {self.minutes}; give 0 (off) or more")
+        if not self.out:
+            raise ValueError("out is empty; name the folder that the run shall make")
+
+
+def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of a TOML file with `--set` overrides; RecipeError lists every problem with file, line and path."""
+    if not path.is_file():
+        raise RecipeError(f"{path} does not exist; `carrara init FOLDER` writes a recipe")
+    table, text = config.read_toml(path)
+    table = config.override(table, settings)
+    try:
+        return config.build(Recipe, table, kinds())
+    except RecipeError as error:
+        problems = getattr(error, "problems", [])
+        lines = []
+        for problem in problems:
+            line = config.locate(text, problem.path)
+            where = f"{path}:{line}" if line else str(path)
+            lines.append(f"{where}: {'.'.join(problem.path) or 'recipe'}: {problem.message}")
+        raise RecipeError("\n".join(lines or [str(error)])) from error
+
+
+def write_recipe(path: Path, recipe: Recipe, note: str = "") -> None:
+    """The recipe as a TOML file, defaults included."""
+    text = "".join(f"# {line}\n" for line in note.splitlines()) + config.dump_toml(config.describe(recipe, kinds()))
+    with storage_errors(f"{path} cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text.encode())
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one. RecipeError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f'device: "{name}" is none; give "auto", "cpu" or "cuda"') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError('device: "cuda" was asked for and this machine has none that PyTorch can use; give "cpu"')
+    return device
+
+
+class Run:
+    """A recipe brought to life: its data, its task, and the training itself."""
+
+    def __init__(
+        self, recipe: Recipe, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.folder = Path(recipe.out)
+        self.say = say
+        self.recipe = self._taken_up(recipe)
+        self.device = choose_device(self.recipe.device)
+        self.pictures: Pictures = open_pictures(self.recipe.data, cache)
+        self.task: PartTask = self.recipe.task.create(self.pictures, self.recipe.train.seed, self.device)
+        here = world()
+        self.loader = Loader(
+            self.pictures, self.recipe.train.batch, self.recipe.train.seed, rank=here.rank, world=here.size
+        )
+        self.task.facts = self._facts()
+
+    def _taken_up(self, recipe: Recipe) -> Recipe:
+        """The recipe, or for a run with a time budget the one that its first start resolved."""
+        resolved = self.folder / _RESOLVED
+        if not (recipe.minutes and resolved.is_file()):
+            return recipe
+        earlier = read_recipe(resolved)
+        steps, precision = earlier.train.steps, earlier.train.precision
+        return dataclasses.replace(
+            recipe, minutes=0.0, train=dataclasses.replace(recipe.train, steps=steps, precision=precision)
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        found = self.pictures.findings
+        return {
+            "trained_on": f"{len(self.pictures.train)} pictures of {Path(self.recipe.data.folder).name}, "
+            f"{len(self.pictures.heldout)} held out",
+            "data": {"fingerprint": self.pictures.fingerprint, "captions": dict(found.captions)},
+            "training": {
+                "steps": self.recipe.train.steps,
+                "batch": self.recipe.train.batch,
+                "seed": self.recipe.train.seed,
+            },
+        }
+
+    def resolve(self, seconds: float | None = None) -> Recipe:
+        """Fixes the number of steps for the time budget (`minutes`, or `seconds` here) and writes recipe.toml."""
+        budget = seconds if seconds is not None else self.recipe.minutes * 60
+        if budget and not (self.folder / _RESOLVED).is_file():
+            measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
+            steps = max(1, int(budget / measured.seconds))
+            warmup = min(self.recipe.train.warmup, max(1, steps // 10))
+            train = dataclasses.replace(self.recipe.train, steps=steps, precision=measured.precision, warmup=warmup)
+            self.recipe = dataclasses.replace(self.recipe, minutes=0.0, train=train)
+            self.task.facts = self._facts()
+            self.say(
+                f"{measured.seconds * 1000:.0f} ms a step in {measured.precision}: {steps} steps fit into {budget:.0f} s"
+            )
+        write_recipe(self.folder / _RESOLVED, self.recipe, "The recipe of this run, with everything resolved.")
+        return self.recipe
+
+    def preflight(self) -> Preflight:
+        """One step, one sample, one save, measured; nothing is begun."""
+        return preflight(self.task, self.loader, self.recipe.train, self.folder, device=self.device)
+
+    def train(
+        self, *, progress: bool = True, on_event: Callable[[Event], None] | None = None, rehearsal: bool = True
+    ) -> Outcome:
+        """Trains, or goes on; ends with the component in the run folder."""
+        self.resolve()
+        return fit(
+            self.task,
+            self.loader,
+            self.recipe.train,
+            self.folder,
+            device=self.device,
+            progress=progress,
+            on_event=on_event,
+            rehearsal=rehearsal,
+        )
