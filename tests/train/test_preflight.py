@@ -242,4 +242,33 @@ def test_the_task_says_what_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_pat
     task.networks = (task.modules["body"],)
     fit(task, ToyLoader(), settings(compile=True, steps=1), tmp_path / "b", progress=False)
     assert compiled == [task.modules["body"]]
+    start = next(event for event in read_log(tmp_path / "b" / "log.jsonl") if event["event"] == "preflight")
+    assert "`compile` has no effect" in start["warnings"][-1]
     compile_networks([], CPU)
+
+
+class Net(nn.Module):
+    """A network of one's own: torch's own containers are not compiled by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ToyTask(dropout=0.0).modules["body"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_run_is_like_one_that_is_not(tmp_path: Path) -> None:
+    ends = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        task = ToyTask()
+        net = Net()
+        task.modules["body"] = net
+        task.phases = (task.phases[0]._replace(parameters=tuple(net.parameters())),)
+        outcome = fit(task, ToyLoader(), settings(compile=compiled), tmp_path / name, progress=False)
+        ends.append((outcome.last_loss, outcome.figures["error"]))
+    assert ends[0] == pytest.approx(ends[1], abs=1e-5)
+    start = next(event for event in read_log(tmp_path / "compiled" / "log.jsonl") if event["event"] == "preflight")
+    assert not [warning for warning in start["warnings"] if "compile" in warning]

@@ -23,7 +23,7 @@ from carrara.train.judge import heldout_figures, pictures
 from carrara.train.log import Event, Log, Progress, peak_memory_bytes, read_log
 from carrara.train.optim import learning_rate
 from carrara.train.parallel import World, joined
-from carrara.train.precision import Precision, candidates, compile_networks
+from carrara.train.precision import Precision, candidates, compile_networks, compiled_graphs
 from carrara.train.preflight import check_batch, isolated, memory_errors, rehearse
 from carrara.train.settings import Training
 from carrara.train.signals import StopSignals
@@ -183,10 +183,17 @@ class _Run:
             require_space(self.folder, needed, f"room for {missing} more checkpoints")
 
     def _rehearse(self) -> None:
+        graphs = compiled_graphs() if self.training.compile else 0
         report = rehearse(self.state, self.loader, self.folder, self.world)
-        for warning in report.warnings:
+        warnings = list(report.warnings)
+        if self.training.compile and compiled_graphs() == graphs:
+            warnings.append(
+                "`compile` has no effect: the task does not call its modules' `forward`; it should list those it calls "
+                "in `networks`"
+            )
+        for warning in warnings:
             self.say(f"warning: {warning}")
-        self.event("preflight", **report._asdict())
+        self.event("preflight", **report._replace(warnings=tuple(warnings))._asdict())
         self.say(
             f"a step takes {report.step_seconds:.3g} s in {report.precision}, the run about "
             f"{_duration(report.projected_seconds)}, memory {report.peak_memory_bytes / 2**20:,.0f} MiB"

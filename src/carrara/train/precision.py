@@ -13,7 +13,7 @@ from torch import nn
 
 from carrara.errors import RecipeError
 
-__all__ = ["Precision", "autocast", "candidates", "compile_networks"]
+__all__ = ["Precision", "autocast", "candidates", "compile_networks", "compiled_graphs"]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -53,3 +53,10 @@ def compile_networks(modules: Iterable[nn.Module], device: torch.device) -> None
         )
     for module in modules:
         module.compile()
+
+
+def compiled_graphs() -> int:
+    """How many graphs torch has compiled in this process so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
