@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carrara.data import DataSettings
+from carrara.data import DataSettings, check
 from carrara.data.captions import name_caption, wordy
 from carrara.data.findings import refusals
 from carrara.data.folder import Listing, Row, list_folder
@@ -446,6 +447,34 @@ def test_damaged_and_other_parquet(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="not a parquet file"):
         listed(tmp_path)
+
+
+def test_parquet_captions_that_are_not_utf8(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    wrong = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    pq.write_table(pa.table({"image": [data_of(1)], "caption": wrong}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet is a damaged parquet file"):
+        listed(tmp_path)
+
+
+def test_a_parquet_file_damaged_inside_is_a_sentence(tmp_path: Path) -> None:
+    """Every place of the file is damaged in turn; nothing but our own errors comes out."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for table, name in (
+        (pa.table({"image": [data_of(i) for i in range(20)], "caption": [str(i) for i in range(20)]}), "x.parquet"),
+        (pa.table({"file_name": [f"{i}.png" for i in range(20)], "text": ["x"] * 20}), "metadata.parquet"),
+    ):
+        folder = tmp_path / name
+        picture(folder / "0.png")
+        pq.write_table(table, folder / name)
+        whole = (folder / name).read_bytes()
+        settings = DataSettings(folder=str(folder), size=8, channels=3, allow_missing=True, allow_uncaptioned=True)
+        for place in range(4, len(whole) - 8, max(1, len(whole) // 60)):
+            data = bytearray(whole)
+            data[place : place + 6] = b"\xff\x00\xff\x00\xff\x00"
+            (folder / name).write_bytes(data)
+            with contextlib.suppress(DataError, StorageError):
+                check(settings)
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -337,8 +337,8 @@ def lab_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt((((signed[0] - signed[1]) * scale) ** 2).sum(-1)).max())
 
 
-def matrix_profile(gamma: float, primaries: tuple[tuple[float, float, float], ...]) -> bytes:
-    """A small version 2 ICC profile: one gamma, XYZ (D50) columns for red, green and blue."""
+def profile_of(gamma: float, primaries: tuple[tuple[float, float, float], ...] = ()) -> bytes:
+    """A small version 2 ICC profile: one gamma, and XYZ (D50) columns for red, green and blue, or none for grey."""
 
     def fixed(values: tuple[float, ...]) -> bytes:
         return b"".join(struct.pack(">i", round(v * 65536)) for v in values)
@@ -348,15 +348,17 @@ def matrix_profile(gamma: float, primaries: tuple[tuple[float, float, float], ..
     description = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(79 + (-len(text) - 91) % 4)
     white = (0.9642, 1.0, 0.8249)
     tags = {b"desc": description, b"wtpt": b"XYZ \0\0\0\0" + fixed(white)}
-    for name, xyz in zip((b"r", b"g", b"b"), primaries, strict=True):
+    for name, xyz in zip((b"r", b"g", b"b"), primaries, strict=bool(primaries)):
         tags[name + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(xyz)
         tags[name + b"TRC"] = curve
+    if not primaries:
+        tags[b"kTRC"] = curve
     start, table, body = 128 + 4 + 12 * len(tags), b"", b""
     for name, data in tags.items():
         table += struct.pack(">4sII", name, start + len(body), len(data))
         body += data + bytes(-len(data) % 4)
     size = start + len(body)
-    head = struct.pack(">I4sI4s4s4s", size, b"test", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    head = struct.pack(">I4sI4s4s4s", size, b"test", 0x02100000, b"mntr", b"RGB " if primaries else b"GRAY", b"XYZ ")
     head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + fixed(white) + bytes(48)
     return head + struct.pack(">I", len(tags)) + table + body
 
@@ -381,7 +383,7 @@ def test_profile_is_converted(mode: str) -> None:
     image = Image.fromarray(values)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(photo(8, 8)[..., 0]))
-    got = decode(saved(image, "PNG", icc_profile=matrix_profile(2.2, P3)))
+    got = decode(saved(image, "PNG", icc_profile=profile_of(2.2, P3)))
     want = np.rint(255 * from_p3(values / 255, 2.2)).astype(np.uint8)
     assert lab_distance(np.ascontiguousarray(got.pixels[..., :3]), want) < 2
     assert lab_distance(values, want) > 5
@@ -392,7 +394,7 @@ def test_profile_is_converted(mode: str) -> None:
 
 def test_profile_is_converted_at_16_bits() -> None:
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3), dtype=np.uint16)
-    profile = matrix_profile(2.2, P3)
+    profile = profile_of(2.2, P3)
     data = with_chunk(png16(values), b"iCCP", b"p3\0\0" + zlib.compress(profile))
     got = decode(data)
     assert np.abs(got.pixels / 65535 - from_p3(values / 65535, 563 / 256)).max() < 0.002
@@ -401,6 +403,25 @@ def test_profile_is_converted_at_16_bits() -> None:
     tifffile.imwrite(out, values, photometric="rgb", iccprofile=profile)
     assert np.array_equal(decode(out.getvalue()).pixels, got.pixels)
     assert np.array_equal(decode(data, values=True).pixels, values)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_grey_profile_is_converted(alpha: bool) -> None:
+    """Linear grey becomes sRGB grey, at 8 and at 16 bits, and stays one channel."""
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    linear = ramp / 255
+    want = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    image = Image.fromarray(ramp)
+    if alpha:
+        image.putalpha(Image.fromarray(ramp.T))
+    got = decode(saved(image, "PNG", icc_profile=profile_of(1.0)))
+    assert got.channels == 1
+    assert np.abs(got.pixels[..., 0] - 255 * want).max() <= 1.5
+    deep = np.stack([ramp, ramp.T], -1)[..., : 1 + alpha].astype(np.uint16) * 257
+    got = decode(with_chunk(png16(deep), b"iCCP", b"g\0\0" + zlib.compress(profile_of(1.0))))
+    assert np.abs(got.pixels[..., 0] / 65535 - want).max() < 1e-4
+    if alpha:
+        assert np.array_equal(got.pixels[..., 1], deep[..., 1])
 
 
 def test_srgb_profile_changes_nothing() -> None:
@@ -420,7 +441,7 @@ def test_broken_profile_is_said() -> None:
 
 
 def test_lab_profile_for_grey_is_not_applied() -> None:
-    profile = matrix_profile(2.2, P3)
+    profile = profile_of(2.2, P3)
     got = decode(saved(Image.fromarray(photo()[..., 0]), "PNG", icc_profile=profile))
     assert np.array_equal(got.pixels, photo()[..., :1])
 

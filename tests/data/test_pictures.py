@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -153,7 +154,9 @@ def test_five_channels(tmp_path: Path, kind: str, dtype: Any) -> None:
 def test_mixed_channels_are_refused_with_names(tmp_path: Path) -> None:
     fill(tmp_path / "d", 3)
     write(tmp_path / "d" / "grey.png", noise(channels=1))
-    with pytest.raises(DataError, match=r"grey\.png is grey with 8 bits; set channels = 3"):
+    with pytest.raises(
+        DataError, match=r"000\.png and 2 more: colour with 8 bits; grey\.png: grey with 8 bits; set channels = 3"
+    ):
         opened(tmp_path / "d")
     assert opened(tmp_path / "d", channels=3).tensor([3]).shape == (1, 3, 16, 16)
     assert opened(tmp_path / "d", channels=1).tensor([0]).shape == (1, 1, 16, 16)
@@ -385,8 +388,27 @@ def test_a_changed_folder_gets_a_new_cache(tmp_path: Path, builds: list[int], ch
     after = opened(folder)
     assert len(builds) == 2
     assert after.fingerprint != before.fingerprint or change == "rename"
-    assert len(list((tmp_path / "cache").glob("pictures-*"))) == 1  # the old one is gone
-    assert before.tensor([0]).shape == (1, 3, 16, 16)  # and an open map stays valid
+    assert before.tensor([0]).shape == (1, 3, 16, 16)
+
+
+def test_old_caches_go_when_nobody_uses_them(tmp_path: Path) -> None:
+    fill(tmp_path / "d", 4)
+
+    def caches() -> int:
+        return len(list((tmp_path / "cache").glob("pictures-*")))
+
+    first = opened(tmp_path / "d")
+    opened(tmp_path / "d", size=8)
+    write(tmp_path / "d" / "new.png", noise(seed=9))
+    second = opened(tmp_path / "d")
+    assert caches() == 3  # the first is still in use, and another size is another matter
+    assert first.tensor([0]).shape == (1, 3, 16, 16)
+    del first
+    gc.collect()
+    write(tmp_path / "d" / "newer.png", noise(seed=10))
+    third = opened(tmp_path / "d")
+    assert caches() == 3
+    assert len(second) + len(third) == 11
 
 
 def test_other_settings_get_another_cache(tmp_path: Path, builds: list[int]) -> None:

@@ -89,8 +89,9 @@ def test_refusals_are_those_of_training(tmp_path: Path) -> None:
     (tmp_path / "grey.txt").write_text("g")
     report = checked(tmp_path)
     assert not report.ok
-    assert "2 kinds" in report.refusals[0]
-    assert "grey.png is grey" in report.refusals[0]
+    assert "mixes 4 pictures in colour with 8 bits" in report.refusals[0]
+    assert "1 picture in grey with 8 bits (such as grey.png)" in report.refusals[0]
+    assert report.flat == ("grey.png",)
     assert "set channels = 3" in report.refusals[0]
     assert "3 of 5 pictures have no caption" in report.refusals[1]
     assert report.suggestion["channels"] == 3

@@ -42,6 +42,22 @@ _VERIFY = 1 << 30  # up to this size all of a cache is verified when it is opene
 _HEADER = 128  # bytes of a .npy header: room for any shape, so that it can be rewritten
 
 
+class _Held:
+    """The index of a cache, open and locked for as long as the cache is in use, so that nobody removes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_RDONLY)
+        _flock(self.file, alone=False)
+
+    def text(self) -> str:
+        with os.fdopen(self.file, "rb", closefd=False) as file:
+            return file.read().decode("ascii")
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            os.close(self.file)
+
+
 @dataclass(frozen=True)
 class Cache:
     """An opened cache; arrays are read-only memory maps."""
@@ -59,6 +75,7 @@ class Cache:
     problems: tuple[Problem, ...]
     upscaled: tuple[int, ...]  # picture numbers
     notes: Mapping[str, int]
+    held: _Held
 
 
 def default_cache() -> Path:
@@ -109,26 +126,43 @@ def _about(listing: Listing, settings: DataSettings) -> str:
     return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
+def _flock(file: IO[Any] | int, *, alone: bool, wait: bool = True) -> bool:
+    """Lock an open file, for oneself or with other readers, until it is closed; False where somebody else has it.
+
+    Where there are no such locks (Windows, some network file systems) everything is granted: two builders then each
+    build, and the slower one gives way.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One builder at a time; the lock goes with the process that holds it."""
-    try:
-        import fcntl
-    except ImportError:  # without it two builders each build, and the second rename gives way
-        yield
-        return
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _flock(file, alone=True)
         yield
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def _forget(place: Path, target: Path, prefix: str) -> None:
-    """Remove caches of the same folder and settings as it was before; maps that are open stay valid."""
+    """Remove caches of the same folder and settings as it was before, but none that somebody still has open."""
     for old in place.glob(f"{prefix}*"):
-        if old != target and old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
+        if old == target or not old.is_dir():
+            continue
+        with contextlib.suppress(OSError), (old / "index.json").open("rb") as file:
+            if _flock(file, alone=True, wait=False):
+                shutil.rmtree(old, ignore_errors=True)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -212,12 +246,14 @@ def _build(listing: Listing, settings: DataSettings, place: Path, target: Path, 
 
 
 def _into_place(work: Path, target: Path) -> None:
-    if target.exists():  # not sound, or it would have been used
+    if target.exists():
+        if _open(target) is not None:  # another process was faster, with the same pictures
+            return
         shutil.rmtree(target, ignore_errors=True)
     try:
         work.rename(target)
     except OSError:
-        if _open(target) is None:  # else another process was faster, with the same pictures
+        if _open(target) is None:
             raise
 
 
@@ -274,10 +310,12 @@ def _agree(done: _Building, key: str, pixels: np.ndarray, name: str) -> None:
     if kind == first:
         done.kinds[key] = (first, example, seen + 1)
         return
-    what = "pictures" if key == "images" else f'pictures of the input "{key.removeprefix("input-")}"'
-    said = f"the {what} are of two kinds: {examples([example])} (and {seen - 1} more before it differed) "
-    said += f"{kind_words(first)}, {examples([name])} {kind_words(kind)}; "
-    raise DataError(said + kind_advice(first, kind, key == "images"))
+    what = "pictures" if key == "images" else f'pictures of the input "{printable(key.removeprefix("input-"))}"'
+    others = f" and {seen - 1} more" if seen > 1 else ""
+    raise DataError(
+        f"the {what} are of two kinds: {examples([example])}{others}: {kind_words(first)}; "
+        f"{examples([name])}: {kind_words(kind)}; {kind_advice(first, kind, key == 'images')}"
+    )
 
 
 def _enough_space(work: Path, total: int, one: Prepared) -> None:
@@ -323,19 +361,20 @@ def _digest(text: str) -> str:
 def _open(folder: Path) -> Cache | None:
     """The cache when it is whole and sound, else None."""
     try:
-        outer = json.loads((folder / "index.json").read_text("ascii"))
+        held = _Held(folder / "index.json")
+        outer = json.loads(held.text())
         if outer["digest"] != _digest(outer["body"]):
             return None
         body = json.loads(outer["body"])
         if (body["format"], body["version"]) != (FORMAT, VERSION):
             return None
         arrays = {key: _map(folder, about) for key, about in body["files"].items()}
-        return _cache(folder, body, arrays)
+        return _cache(folder, body, arrays, held)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _cache(folder: Path, body: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Cache:
+def _cache(folder: Path, body: Mapping[str, Any], arrays: dict[str, np.ndarray], held: _Held) -> Cache:
     files, shapes = body["files"], body["shapes"]
     return Cache(
         folder=folder,
@@ -351,6 +390,7 @@ def _cache(folder: Path, body: Mapping[str, Any], arrays: dict[str, np.ndarray])
         problems=tuple(Problem(*problem) for problem in body["problems"]),
         upscaled=tuple(body["upscaled"]),
         notes=dict(body["notes"]),
+        held=held,
     )
 
 

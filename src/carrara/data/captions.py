@@ -99,7 +99,7 @@ def caption_values(value: object) -> tuple[str, ...]:
             continue
         if not isinstance(one, str):
             raise ValueError(f"a caption is {one!r}; give a string or a list of strings")
-        said.append(one.strip())
+        said.append(one.encode("utf-8", "replace").decode().strip())  # JSON may hold halves of surrogate pairs
     return tuple(dict.fromkeys(one for one in said if one))
 
 

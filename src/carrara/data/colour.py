@@ -58,7 +58,8 @@ def _with_alpha(image: Image.Image, change: Any) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> Any:
-    """A LittleCMS transform to sRGB, the word "sRGB" where none is needed, None where the profile is of no use."""
+    """A LittleCMS transform to sRGB, a table of 256 values for grey, "sRGB" where nothing is to be done, or None where
+    the profile is of no use."""
     from PIL import ImageCms
 
     try:
@@ -66,6 +67,9 @@ def _transform(profile: bytes, mode: str) -> Any:
         space = source.profile.xcolor_space.strip()
         if {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}[mode] != space:
             return None
+        if mode == "L":  # LittleCMS is coarse here: up to ten levels off in the shadows
+            values = _encode(_curve(_tags(profile)[b"kTRC"], np.arange(256) / 255))
+            return np.rint(255 * values).astype(int).tolist()
         if mode == "RGB" and "sRGB" in (ImageCms.getProfileDescription(source) or ""):
             return "sRGB"
         return ImageCms.buildTransform(
@@ -76,17 +80,19 @@ def _transform(profile: bytes, mode: str) -> Any:
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError, LookupError, struct.error):
         return None
 
 
 def _apply(transform: Any, image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
+    if isinstance(transform, list):
+        return image.point(transform)
     done = ImageCms.applyTransform(image, transform)
     if done is None:
         raise OSError("the ICC profile could not be applied")
-    return done.getchannel("R") if image.mode == "L" else done  # a grey profile gives equal red, green and blue
+    return done
 
 
 def _unusual(gamma: float) -> bool:

@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import DataError, StorageError
 from .captions import caption_values, label_caption, name_caption, read_sidecar, wordy
 from .findings import Findings, Problem, count, examples, printable
 from .formats import PICTURE_SUFFIXES, sniff
 from .metadata import CAPTION_COLUMNS, METADATA_NAMES, Metadata, read_metadata
-from .parquet import class_names, image_columns, open_parquet, plain_columns
+from .parquet import class_names, image_columns, open_parquet, plain_columns, read_batches
 from .paths import inside, nfc
 from .settings import DataSettings
 
@@ -171,6 +171,8 @@ def _scan(path: Path) -> tuple[_Scan, Path]:
         _scan_folder(root, root, "", scan)
     except FileNotFoundError:
         raise DataError(f"there is no folder {printable(str(path))}") from None
+    except RecursionError:
+        raise StorageError(f"{printable(str(path))} has folders nested too deeply to be read") from None
     except (OSError, ValueError) as error:
         raise StorageError(
             f"{printable(str(path))} could not be read: {getattr(error, 'strerror', None) or error}"
@@ -314,7 +316,7 @@ def _parquet_rows(root: Path, scan: _Scan) -> list[Row]:
             continue
         classes = class_names(file)
         plain = [c for c in (*CAPTION_COLUMNS, "label", "split") if c in plain_columns(file)]
-        for row, cells in enumerate(_cells(file, plain)):
+        for row, cells in enumerate(_cells(file, name, plain)):
             try:
                 said = next((caption_values(cells[c]) for c in CAPTION_COLUMNS if cells.get(c) is not None), ())
             except ValueError as error:
@@ -333,12 +335,12 @@ def _parquet_rows(root: Path, scan: _Scan) -> list[Row]:
     return rows
 
 
-def _cells(file: object, columns: Sequence[str]) -> Iterator[Mapping[str, object]]:
+def _cells(file: Any, name: str, columns: Sequence[str]) -> Iterator[Mapping[str, object]]:
     if not columns:
-        yield from ({} for _ in range(file.metadata.num_rows))  # type: ignore[attr-defined]
+        yield from ({} for _ in range(file.metadata.num_rows))
         return
-    for batch in file.iter_batches(batch_size=4096, columns=list(columns)):  # type: ignore[attr-defined]
-        yield from batch.to_pylist()
+    for batch in read_batches(file, name, columns, 4096):
+        yield from batch
 
 
 def _label(value: object, classes: Sequence[str]) -> str:

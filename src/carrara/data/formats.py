@@ -197,6 +197,8 @@ def _pillow(data: bytes, kind: str, values: bool) -> Decoded:
     except Image.DecompressionBombError:
         raise Unreadable(f"it has more than {MAX_PIXELS} pixels, which may be a decompression bomb") from None
     except UnidentifiedImageError:
+        if kind not in Image.OPEN:
+            raise Unreadable(f"{kind} is not read by this Pillow; update it, or convert the picture to PNG") from None
         raise Unreadable(f"damaged {kind} file") from None
     check_pixels(*image.size)
     mode, notes = image.mode, []

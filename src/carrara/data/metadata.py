@@ -112,12 +112,12 @@ def _csv_rows(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    from .parquet import open_parquet, plain_columns
+    from .parquet import open_parquet, plain_columns, read_batches
 
     file = open_parquet(path, name)
     number = 0
-    for batch in file.iter_batches(batch_size=4096, columns=plain_columns(file)):
-        for row in batch.to_pylist():
+    for batch in read_batches(file, name, plain_columns(file), 4096):
+        for row in batch:
             number += 1
             yield f"{name}, row {number}", row
 

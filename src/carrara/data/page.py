@@ -44,8 +44,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], most: int = 2
 
 
 def bars(title: str, counts: Mapping[str, int]) -> str:
-    """A bar chart as SVG, a bar a name."""
-    width, row, left = 640, 26, 150
+    """A bar chart as SVG, a bar a name; empty bars at either end are left out."""
+    filled = [i for i, number in enumerate(counts.values()) if number]
+    counts = dict(list(counts.items())[filled[0] : filled[-1] + 1]) if filled else counts
+    width, row, left = 460, 26, 140
     top = max([*counts.values(), 1])
     lines = []
     for i, (name, number) in enumerate(counts.items()):
@@ -113,8 +115,9 @@ dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:14
 dl>div,.chart,.scroll{border:1px solid var(--vein);border-radius:12px;background:var(--slab)}
 dl>div{padding:14px 18px}dt{font-size:13.5px;color:var(--muted)}
 dd{margin:2px 0 0;font:500 30px/1.2 var(--serif)}
-figure{margin:0}.chart{margin:14px 0;padding:16px 18px}.chart figcaption{margin-bottom:8px;font-weight:600}
-svg{display:block;width:100%;max-width:720px;height:auto;font-size:13px}
+figure{margin:0}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(400px,100%),1fr));gap:14px;
+margin:14px 0}.chart{padding:16px 18px}.chart figcaption{margin-bottom:8px;font-weight:600}
+svg{display:block;width:100%;max-width:560px;height:auto;font-size:13px}
 rect{fill:var(--accent)}text{fill:var(--ink)}text.n{fill:var(--muted)}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:16px 12px}
 .sheet img{display:block;width:100%;image-rendering:pixelated;border-radius:8px;box-shadow:0 0 0 1px var(--vein)}

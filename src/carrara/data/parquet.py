@@ -7,7 +7,7 @@ size streams; captions and labels are read without touching the pictures.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["CellReader", "IMAGE_COLUMNS", "class_names", "image_columns", "open_parquet", "plain_columns"]
+__all__ = [
+    "CellReader",
+    "IMAGE_COLUMNS",
+    "class_names",
+    "image_columns",
+    "open_parquet",
+    "plain_columns",
+    "read_batches",
+]
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 _BATCH = 32  # rows of pictures in memory at once
@@ -32,7 +40,7 @@ def open_parquet(path: Path, name: str) -> pq.ParquetFile:
         raise DataError(f"{name} needs pyarrow to be read; install it with: pip install 'carrara[parquet]'") from None
     try:
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
     except OSError as error:
         raise StorageError(f"{name} could not be read: {error}") from None
@@ -76,30 +84,36 @@ def class_names(file: pq.ParquetFile, column: str = "label") -> tuple[str, ...]:
         return ()
 
 
+def read_batches(file: pq.ParquetFile, name: str, columns: Sequence[str], rows: int) -> Iterator[list[dict[str, Any]]]:
+    """The columns as rows of plain values, `rows` of them at a time; Raises DataError where the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
+            yield batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name} is a damaged parquet file: {str(error).splitlines()[0]}") from None
+
+
 class CellReader:
     """Reads picture cells of parquet files; cheap in ascending order, correct in any."""
 
     def __init__(self) -> None:
-        self._batches: dict[tuple[Path, str], tuple[int, Iterator[Any], int, list[Any]]] = {}
+        self._batches: dict[tuple[Path, str], tuple[Iterator[Any], int, list[Any]]] = {}
 
     def read(self, path: Path, name: str, column: str, row: int) -> bytes | str | None:
         """The bytes in the cell, the path it names where it has no bytes, or None where it is empty."""
-        import pyarrow as pa
-
         key = (path, column)
-        state = self._batches.get(key)
-        if state is None or row < state[2]:
+        if key not in self._batches or row < self._batches[key][1]:
             file = open_parquet(path, name)
-            state = (0, file.iter_batches(batch_size=_BATCH, columns=[column]), 0, [])
-        end, batches, start, cells = state
-        try:
-            while row >= start + len(cells):
-                start, cells = end, next(batches).column(0).to_pylist()
-                end += len(cells)
-        except StopIteration:
-            raise DataError(f"{name} has fewer rows than it had when it was listed; it was changed meanwhile") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{name} is damaged near row {start}: {str(error).splitlines()[0]}") from None
-        self._batches[key] = (end, batches, start, cells)
+            self._batches[key] = (read_batches(file, name, [column], _BATCH), 0, [])
+        batches, start, cells = self._batches[key]
+        while row >= start + len(cells):
+            start += len(cells)
+            batch = next(batches, None)
+            if batch is None:
+                raise DataError(f"{name} has fewer rows than it had when it was listed; it was changed meanwhile")
+            cells = [cell[column] for cell in batch]
+        self._batches[key] = (batches, start, cells)
         cell = cells[row - start]
         return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell

@@ -91,6 +91,13 @@ class Pictures:
             digest.update(np.ascontiguousarray(self._cache.inputs[name]).data)
         return digest.hexdigest()
 
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(N + 1,) where each picture begins in the flat array of random crops, in pixels."""
+        shapes = self._cache.shapes
+        areas = np.empty(0, np.int64) if shapes is None else shapes[:, 0] * shapes[:, 1]
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(areas)])
+
     def pixels(self, indices: Sequence[int] | np.ndarray, crop: np.ndarray | None = None) -> np.ndarray:
         """The pictures as stored: (B, H, W, C) uint8 or uint16.
 
@@ -126,7 +133,7 @@ class Pictures:
         if shapes is None:
             return np.asarray(array[rows])
         height, width = self.size
-        starts = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]) * channels
+        starts = self._starts * channels
         where = np.full((len(rows), 2), 0.5) if crop is None else crop
         out = np.empty((len(rows), height, width, channels), array.dtype)
         for i, row in enumerate(rows):

@@ -207,7 +207,7 @@ def content_hash(main: Decoded) -> str:
         if (alpha == np.iinfo(pixels.dtype).max).all():
             pixels = pixels[..., :-1]
         else:
-            pixels = np.where(alpha > 0, pixels, 0).astype(pixels.dtype)
+            pixels = pixels * (alpha > 0)
     if pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., :1]
     digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
@@ -217,7 +217,7 @@ def content_hash(main: Decoded) -> str:
 
 def kind_words(kind: Kind) -> str:
     """Channels and depth for people."""
-    what = {1: "is grey", 3: "is in colour"}.get(kind[0], f"has {kind[0]} channels")
+    what = {1: "grey", 3: "colour"}.get(kind[0], f"{kind[0]} channels")
     return f"{what} with {kind[1]} bits"
 
 

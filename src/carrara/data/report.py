@@ -45,6 +45,7 @@ class Report:
     kinds: Mapping[Kind, int]  # (channels, bits) before any conversion
     notes: Mapping[str, int]  # what decoding did: orientations, profiles, first frames
     duplicates: tuple[tuple[str, ...], ...]  # names that show exactly the same
+    flat: tuple[str, ...]  # pictures that are one even colour once prepared
     sizes: np.ndarray  # (N, 2) int64: height and width
     train: int
     heldout: int
@@ -72,6 +73,11 @@ class Report:
             said.append(
                 f"{count(extra, 'picture')} repeated exactly: {examples(' = '.join(g) for g in self.duplicates)}."
             )
+        if self.flat:
+            said.append(
+                f"{count(len(self.flat), 'picture')} of one even colour once prepared, which the background may be to "
+                f"blame for: {examples(self.flat)}."
+            )
         if self.over:
             said.append(
                 f"{count(len(self.over), 'picture')} with a caption over {self.limit} {self.unit}s, the rest of which "
@@ -91,6 +97,7 @@ class Report:
             "kinds": [{"channels": c, "bits": b, "pictures": n} for (c, b), n in self.kinds.items()],
             "notes": dict(self.notes),
             "duplicates": [list(group) for group in self.duplicates],
+            "flat": list(self.flat),
             "sizes": {"short_side": self._short_sides(), "aspect": self._aspects(), **self._extremes()},
             "split": {"train": self.train, "heldout": self.heldout},
             "captions": {
@@ -137,9 +144,10 @@ class Report:
         return cards(values)
 
     def _charts(self) -> str:
-        kinds = {kind_words(kind).removeprefix("is ").removeprefix("has "): n for kind, n in self.kinds.items()}
+        kinds = {kind_words(kind): number for kind, number in self.kinds.items()}
         said = bars("Shorter side in pixels", self._short_sides()) + bars("Width / height", self._aspects())
         said += bars("File format", self.formats) + bars("Stored as", self.modes) + bars("Channels and depth", kinds)
+        said = f'<div class="charts">{said}</div>'
         return said + (table(("what was done", "pictures"), sorted(self.notes.items())) if self.notes else "")
 
     def _short_sides(self) -> dict[str, int]:
@@ -198,6 +206,7 @@ def check(
         kinds=dict(seen.kinds.most_common()),
         notes=dict(seen.notes),
         duplicates=tuple(tuple(names) for names in seen.same.values() if len(names) > 1),
+        flat=tuple(seen.flat),
         sizes=np.asarray(seen.sizes, np.int64).reshape(-1, 2),
         train=int((~held).sum()),
         heldout=int(held.sum()),
@@ -212,6 +221,19 @@ def check(
 
 
 @dataclass
+class _Examples:
+    """How many there are, and the first few."""
+
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.number += 1
+        if len(self.names) < 3:
+            self.names.append(name)
+
+
+@dataclass
 class _Seen:
     """What is gathered while the pictures go by."""
 
@@ -220,10 +242,11 @@ class _Seen:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     upscaled: list[str] = field(default_factory=list)
+    flat: list[str] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[Kind] = field(default_factory=Counter)
-    stored: dict[Kind, list[str]] = field(default_factory=dict)  # kinds after conversion -> examples
+    stored: dict[Kind, _Examples] = field(default_factory=dict)  # after the conversions that the settings ask for
     notes: Counter[str] = field(default_factory=Counter)
     same: dict[str, list[str]] = field(default_factory=dict)
     sheet: list[tuple[bytes, str, str]] = field(default_factory=list)
@@ -259,9 +282,9 @@ def _note(seen: _Seen, row: Row, one: Prepared) -> None:
     if one.upscaled:
         seen.upscaled.append(row.name)
     kind = (one.pixels.shape[2], 8 * one.pixels.dtype.itemsize)
-    names = seen.stored.setdefault(kind, [])
-    if len(names) < 5:
-        names.append(row.name)
+    seen.stored.setdefault(kind, _Examples()).add(row.name)
+    if (one.pixels == one.pixels[:1, :1]).all():
+        seen.flat.append(row.name)
 
 
 def _found(listing: Listing, seen: _Seen) -> Findings:
@@ -283,9 +306,13 @@ def _mixed(seen: _Seen) -> tuple[str, ...]:
     """Why the pictures do not go together, if they do not."""
     if len(seen.stored) < 2:
         return ()
-    first, second = sorted(seen.stored, key=lambda kind: -seen.kinds[kind])[:2]
-    parts = "; ".join(f"{examples(names, 3)} {kind_words(kind)}" for kind, names in seen.stored.items())
-    return (f"The pictures are of {len(seen.stored)} kinds: {parts}; {kind_advice(first, second)}.",)
+    kinds = sorted(seen.stored, key=lambda kind: -seen.stored[kind].number)
+    parts = []
+    for kind in kinds:
+        some = seen.stored[kind]
+        names = ", ".join(map(printable, some.names))
+        parts.append(f"{count(some.number, 'picture')} in {kind_words(kind)} (such as {names})")
+    return (f"The folder mixes {', '.join(parts)}; {kind_advice(kinds[0], kinds[1])}.",)
 
 
 def _lengths_of(
