@@ -130,6 +130,7 @@ def test_karras() -> None:
         lambda: leading(TABLE, steps=0),
         lambda: leading(TABLE, steps=1000, offset=1),
         lambda: leading(TABLE, steps=50, end=0.5),
+        lambda: leading(TABLE, steps=1, end=1 / 1000),
         lambda: trailing(TABLE, steps=2000),
         lambda: trailing(TABLE, steps=50, end=-0.1),
         lambda: karras(VarianceExploding(), sigma_min=2.0, sigma_max=1.0),

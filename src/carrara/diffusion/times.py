@@ -86,7 +86,7 @@ def trailing(schedule: Schedule, *, steps: int = 50, end: float = 0.0) -> Times:
 
 def _ended(times: list[float], end: float) -> Times:
     if not 0 <= end < times[-1]:
-        if end == times[-1]:  # the last visited time is the end itself
+        if end == times[-1] and len(times) > 1:  # the last visited time is the end itself
             return tuple(times)
         raise ValueError(f"end = {end}; expected 0 or a time before the last visited one, {times[-1]:g}")
     return (*times, end)
