@@ -190,7 +190,7 @@ def _build(
     if role is not None:
         target = _target(role, value, kinds, path, problems)
         return _BAD if target is None else _construct(target, value, kinds, assets, path, problems, skip=("kind",))
-    if dataclasses.is_dataclass(plain) and isinstance(plain, type):
+    if isinstance(plain, type) and (dataclasses.is_dataclass(plain) or issubclass(plain, Configured)):
         if not isinstance(value, Mapping):
             problems.append(Problem(path, f"given {value!r}, expected a table"))
             return _BAD
@@ -336,10 +336,17 @@ def _described(
         if name not in arguments:
             continue
         if arguments[name] is not None:
-            table[name] = describe(arguments[name], kinds, assets)
+            table[name] = _described_as(parameter.annotation, arguments[name], kinds, assets)
         elif parameter.default is not None:  # TOML has no null: leaving it out would say something else
             raise ValueError(f"{_address(target)}: a file cannot say `{name}` = None, which is not its default")
     return table
+
+
+def _described_as(annotation: Any, value: Any, kinds: Kinds, assets: dict[str, bytes] | None) -> Any:
+    inner, _ = _optional(annotation)
+    if isinstance(value, Configured) and type(value) is inner and kinds.role_of(inner) is None:
+        return _described(inner, value.config, kinds, assets)  # only this class can stand here: no kind
+    return describe(value, kinds, assets)
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], str]:
@@ -393,7 +400,11 @@ def locate(text: str, path: Sequence[str]) -> int | None:
     best: tuple[int, int] | None = None
     table: tuple[str, ...] = ()
     arrays: dict[tuple[str, ...], int] = {}  # the place of each array of tables -> its entries so far
+    depth = 0
     for number, line in enumerate(text.splitlines(), start=1):
+        inside, depth = depth > 0, depth + _opened(line)
+        if inside:  # the lines of an array
+            continue
         if header := _HEADER.match(line):
             table = _numbered(_keys(header[2]), arrays, new=header[1] == "[[")
             here = table
@@ -404,6 +415,12 @@ def locate(text: str, path: Sequence[str]) -> int | None:
         if tuple(path[: len(here)]) == here and (best is None or len(here) > best[0]):
             best = (len(here), number)
     return best[1] if best else None
+
+
+def _opened(line: str) -> int:
+    """How many more brackets a line opens than it closes, strings and comments apart."""
+    bare = re.sub(r"""#.*|"(?:[^"\\]|\\.)*"|'[^']*'""", "", line)
+    return bare.count("[") - bare.count("]")
 
 
 def _numbered(keys: tuple[str, ...], arrays: dict[tuple[str, ...], int], *, new: bool) -> tuple[str, ...]:
