@@ -346,3 +346,10 @@ def test_lognormal_is_edms() -> None:
     sigma = 80 * LogNormal()(Process(VarianceExploding(80.0)), Rng.samples(0, range(4000)))
     logs = sigma.log()
     assert logs.mean().item() == pytest.approx(-1.2, abs=0.1) and logs.std().item() == pytest.approx(1.2, abs=0.1)
+
+
+def test_steps_are_those_of_the_table() -> None:
+    process = Process(LinearBetas(500))
+    with pytest.raises(ValueError, match="steps = 1000 of a table of 500"):
+        Steps(1000)(process, Rng.seeds([0]))
+    process.schedule(Steps(250)(process, Rng.samples(0, range(50))))

@@ -17,6 +17,7 @@ from torch import Tensor
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.parameterization import Parameterization
 from carrara.diffusion.process import Process, like
+from carrara.diffusion.schedule import Tabulated
 from carrara.rng import Rng
 from carrara.types import Condition
 
@@ -51,6 +52,11 @@ class Steps(TimeDistribution):
     steps: int = 1000
 
     def __call__(self, process: Process, rng: Rng) -> Tensor:
+        schedule = process.schedule
+        if isinstance(schedule, Tabulated) and schedule.steps % self.steps:
+            raise ValueError(
+                f"steps = {self.steps} of a table of {schedule.steps}; expected {schedule.steps} or a divisor"
+            )
         return (rng.integers(self.steps) + 1).double() / self.steps
 
 

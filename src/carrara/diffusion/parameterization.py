@@ -24,8 +24,6 @@ from torch import Tensor
 from carrara.diffusion.process import Process, Scale, like
 
 __all__ = [
-    "V",
-    "X0",
     "Coefficients",
     "Epsilon",
     "Flow",
@@ -35,6 +33,8 @@ __all__ = [
     "LogSigma",
     "Parameterization",
     "ScaledTime",
+    "V",
+    "X0",
 ]
 
 
