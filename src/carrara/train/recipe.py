@@ -13,6 +13,7 @@ that fit is written into the run folder's recipe.toml. Every resume reads that o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.format_version != _FORMAT_VERSION:
             raise ValueError(f"format_version is {self.format_version} and this Carrara reads {_FORMAT_VERSION}")
-        if not self.minutes >= 0:
+        if not 0 <= self.minutes < math.inf:
             raise ValueError(f"minutes is {self.minutes}; give 0 (off) or more")
         if not self.out:
             raise ValueError("out is empty; name the folder that the run shall make")
@@ -101,16 +102,29 @@ def choose_device(name: str) -> torch.device:
 
 
 class Run:
-    """A recipe brought to life: its data, its task, and the training itself."""
+    """A recipe brought to life: its data, its task, and the training itself.
+
+    `say` gets sentences for people; `reading(done, total)` is called while pictures are prepared.
+    """
 
     def __init__(
-        self, recipe: Recipe, *, cache: Path | None = None, say: Callable[[str], None] = lambda _: None
+        self,
+        recipe: Recipe,
+        *,
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        reading: Callable[[int, int], None] | None = None,
     ) -> None:
         self.folder = Path(recipe.out)
         self.say = say
         self.recipe = self._taken_up(recipe)
         self.device = choose_device(self.recipe.device)
-        self.pictures: Pictures = open_pictures(self.recipe.data, cache)
+        self.pictures: Pictures = open_pictures(self.recipe.data, cache, progress=reading)
+        if self.recipe.train.validate_every and not len(self.pictures.heldout):
+            say("warning: no picture is held out, so that nothing will be validated")
+            self.recipe = dataclasses.replace(
+                self.recipe, train=dataclasses.replace(self.recipe.train, validate_every=0)
+            )
         self.task: PartTask = self.recipe.task.create(self.pictures, self.recipe.train.seed, self.device)
         here = world()
         self.loader = Loader(
@@ -124,10 +138,8 @@ class Run:
         if not (recipe.minutes and resolved.is_file()):
             return recipe
         earlier = read_recipe(resolved)
-        steps, precision = earlier.train.steps, earlier.train.precision
-        return dataclasses.replace(
-            recipe, minutes=0.0, train=dataclasses.replace(recipe.train, steps=steps, precision=precision)
-        )
+        kept = {name: getattr(earlier.train, name) for name in ("steps", "precision", "warmup")}
+        return dataclasses.replace(recipe, minutes=0.0, train=dataclasses.replace(recipe.train, **kept))
 
     def _facts(self) -> dict[str, Any]:
         found = self.pictures.findings
@@ -142,8 +154,8 @@ class Run:
             },
         }
 
-    def resolve(self, seconds: float | None = None) -> Recipe:
-        """Fixes the number of steps for the time budget (`minutes`, or `seconds` here) and writes recipe.toml."""
+    def plan(self, seconds: float | None = None) -> Recipe:
+        """Fixes the number of steps for the time budget (`minutes`, or `seconds` here); nothing is written."""
         budget = seconds if seconds is not None else self.recipe.minutes * 60
         if budget and not (self.folder / _RESOLVED).is_file():
             measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
@@ -151,12 +163,20 @@ class Run:
             warmup = min(self.recipe.train.warmup, max(1, steps // 10))
             train = dataclasses.replace(self.recipe.train, steps=steps, precision=measured.precision, warmup=warmup)
             self.recipe = dataclasses.replace(self.recipe, minutes=0.0, train=train)
-            self.task.facts = self._facts()
-            self.say(
-                f"{measured.seconds * 1000:.0f} ms a step in {measured.precision}: {steps} steps fit into {budget:.0f} s"
-            )
-        write_recipe(self.folder / _RESOLVED, self.recipe, "The recipe of this run, with everything resolved.")
+            self.task.facts |= self._facts()
+            pace = f"{measured.seconds * 1000:.0f} ms a step in {measured.precision}"
+            self.say(f"{pace}: {steps} steps fit into {budget:.0f} s")
         return self.recipe
+
+    def resolve(self, seconds: float | None = None) -> Recipe:
+        """`plan`, and writes recipe.toml where there is none yet."""
+        recipe = self.plan(seconds)
+        if not (self.folder / _RESOLVED).is_file():
+            self._write()
+        return recipe
+
+    def _write(self) -> None:
+        write_recipe(self.folder / _RESOLVED, self.recipe, "The recipe of this run, with everything resolved.")
 
     def preflight(self) -> Preflight:
         """One step, one sample, one save, measured; nothing is begun."""
@@ -167,13 +187,22 @@ class Run:
     ) -> Outcome:
         """Trains, or goes on; ends with the component in the run folder."""
         self.resolve()
-        return fit(
+
+        def noting(event: Event) -> None:
+            if event["event"] == "validate":
+                self.task.facts["figures"] = dict(event["figures"])  # goes into the component, and its card
+            if on_event:
+                on_event(event)
+
+        outcome = fit(
             self.task,
             self.loader,
             self.recipe.train,
             self.folder,
             device=self.device,
             progress=progress,
-            on_event=on_event,
+            on_event=noting,
             rehearsal=rehearsal,
         )
+        self._write()  # a run that was made longer says so
+        return outcome

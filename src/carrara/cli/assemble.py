@@ -1,0 +1,32 @@
+"""`carrara assemble`: three components become a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.cli.voice import Voice, command, mebibytes
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to make.", show_default=False)],
+    generator: Annotated[Path, typer.Option(metavar="FOLDER", help="The trained generator.", show_default=False)],
+    text: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The text encoder it was trained with, if it has one.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The decoder it was trained with, if it works in latents.")
+    ] = None,
+) -> None:
+    """Put three trained parts together into a model folder. Parts that do not fit are refused."""
+    from carrara.store import assemble as put_together
+
+    voice = Voice()
+    put_together(out, generator=generator, text=text, decoder=decoder)
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    voice.say(f"{out} is a whole model ({mebibytes(total)}).")
+    voice.say("Next:  " + command("sample", out, *(["a prompt"] if text else [])))

@@ -1,0 +1,27 @@
+"""`carrara demo`: the three parts trained on real pictures, sampled and measured, with a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carrara.cli.voice import Voice
+
+__all__ = ["demo"]
+
+
+def demo(
+    minutes: Annotated[float, typer.Option(help="Time for all of it, on this machine.")] = 8.0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for everything it makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a text encoder, a decoder and a generator on 450 small pictures, sample them, and write a report.
+
+    The same command goes on where an interrupted one was.
+    """
+    from carrara.demo.pipeline import demo as run
+
+    run(minutes, out, seed, Voice(silent=quiet).say, progress=not quiet)

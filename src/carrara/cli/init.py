@@ -1,0 +1,274 @@
+"""`carrara init`: commented recipes that suit a folder of pictures, with measured estimates of memory and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from carrara.cli.check import default_folder
+from carrara.cli.voice import Counter, Voice, command, duration, mebibytes
+from carrara.errors import DataError, RecipeError, StorageError
+
+if TYPE_CHECKING:
+    from carrara.cli.plan import PartRecipe, Shape
+    from carrara.data import DataSettings
+    from carrara.data.folder import Listing
+    from carrara.data.pictures import Pictures
+    from carrara.data.preparation import Prepared
+
+__all__ = ["init"]
+
+_LOOKED_AT = 128  # pictures that are decoded
+_PIXELS = 64 * 64 * 16  # of a measured batch on a processor; time and memory of more rows are proportional
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For the recipes.  [default: carrara-<name of FOLDER>]")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, max=4096, help="Side of the pictures in pixels.  [default: what suits them]")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Time for training, all parts together.")] = 30.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite recipes that are there.")] = False,
+) -> None:
+    """Write commented recipes for a folder of pictures, each with an estimate of memory and time on this machine."""
+    from carrara.cli.plan import check_size, recipes
+    from carrara.store.atomic import storage_errors, write_file
+
+    voice = Voice()
+    if not 0 < minutes < 1e7:
+        raise RecipeError(f"--minutes is {minutes}; give a time above 0")
+    if size is not None:
+        check_size(size)
+    target = out or default_folder(folder)
+    shape, listing, refused = _look(folder, size, voice)
+    parts = recipes(shape, target, minutes=minutes)
+    if not force and (there := [str(part.path) for part in parts if part.path.exists()]):
+        raise StorageError(f"{', '.join(there)} {'exist' if len(there) > 1 else 'exists'}; add --force to overwrite")
+    parts = _measured(parts, shape, listing)
+    with storage_errors(f"cannot write into {target}"):
+        target.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        write_file(part.path, part.text().encode())
+        voice.say(f"{part.path}: {part.estimate}")
+    for sentence in refused:
+        voice.warn(f"training will not begin as it is: {sentence}")
+    voice.say("\nRead the recipes, then:\n")
+    for line in _commands(parts, shape, target):
+        voice.say(f"  {line}")
+
+
+def _commands(parts: list[PartRecipe], shape: Shape, target: Path) -> list[str]:
+    named: list[object] = []
+    for part in parts:
+        if part.role != "generator":
+            named += [f"--{part.role}", part.table["out"]]
+    channels = ["--channels", shape.convert["channels"]] if "channels" in shape.convert else []
+    return [
+        command("data", "check", shape.folder, "--size", shape.size, *channels, "--out", target),
+        *(command("train", part.path) for part in parts),
+        command("assemble", "--generator", target / "generator", *named, target / "system"),
+        command("sample", target / "system", *([shape.example] if shape.example else ["--count", 4])),
+    ]
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def _look(folder: Path, size: int | None, voice: Voice) -> tuple[Shape, Listing, tuple[str, ...]]:
+    """What the folder holds, the part of it that was decoded, and why training would refuse it."""
+    from carrara.cli.plan import Shape, usual_size
+    from carrara.data import DataSettings
+    from carrara.data.findings import Problem, count, examples, refusals
+    from carrara.data.folder import list_folder
+    from carrara.data.preparation import stream
+
+    settings = DataSettings(folder=str(folder), size=size or 64)
+    listing = list_folder(settings)
+    some = _some(listing)
+    seen: dict[int, Prepared] = {}
+    broken: list[Problem] = []
+    with Counter(len(some.rows), "pictures") as counter:
+        for number, one in stream(some, settings):
+            if isinstance(one, Problem):
+                broken.append(one)
+            else:
+                seen[number] = one
+            counter.at(number + 1)
+    if not seen:
+        raise DataError(
+            f"none of the {count(len(some.rows), 'picture')} of {folder} that were looked at could be read: "
+            + examples(f"{problem.name} ({problem.reason})" for problem in broken)
+        )
+    kinds: dict[tuple[int, int], int] = {}
+    for one in seen.values():
+        kinds[one.natural] = kinds.get(one.natural, 0) + 1
+    findings = dataclasses.replace(
+        listing.findings,
+        pictures=listing.findings.pictures - len(broken),
+        problems=(*listing.findings.problems, *broken),
+    )
+    for sentence in findings.sentences():
+        voice.say(sentence)
+    unread = {problem.name for problem in broken}
+    said = tuple(caption for row in listing.rows if row.name not in unread for caption in row.captions)
+    refused = refusals(findings, settings)
+    shape = Shape.of(
+        findings,
+        folder=str(folder),
+        size=size or usual_size([min(one.size) for one in seen.values()]),
+        kinds=kinds,
+        said=said,
+        captions=len(set(said)),
+        allowances=_allowances(findings, refused),
+    )
+    chosen = "as asked" if size else f"which suits {len(seen)} pictures that were looked at"
+    voice.say(
+        f"Pictures will be {shape.size} x {shape.size} pixels, {chosen}; the generator is told {_TOLD[shape.text]}."
+    )
+    return shape, dataclasses.replace(some, rows=tuple(some.rows[number] for number in seen)), refused
+
+
+_TOLD = {"captions": "their captions", "labels": "the names of their class folders", "unconditional": "nothing"}
+
+
+def _some(listing: Listing) -> Listing:
+    """Up to 128 of the pictures, evenly."""
+    n = len(listing.rows)
+    chosen = sorted({i * n // min(n, _LOOKED_AT) for i in range(min(n, _LOOKED_AT))})
+    return dataclasses.replace(listing, rows=tuple(listing.rows[i] for i in chosen))
+
+
+def _allowances(findings: Any, refused: tuple[str, ...]) -> dict[str, str]:
+    """The settings that a refusal asks for, as lines that are commented out."""
+    found = {}
+    for name, value, why in (
+        (
+            "allow_uncaptioned",
+            "true",
+            f"{len(findings.uncaptioned)} pictures have no caption; train on them all the same",
+        ),
+        ("allow_missing", "true", f"{len(findings.missing)} rows of metadata have no picture; go on without"),
+        ("allow_broken", "1.0", f"{len(findings.problems)} pictures cannot be read; go on without"),
+    ):
+        if any(name in sentence for sentence in refused):
+            found[name] = f"{value}  # {why}"
+    return found
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+class _Cost(NamedTuple):
+    """What a step costs here."""
+
+    seconds: float
+    memory: float  # bytes, of the whole process
+    precision: str
+    device: str
+
+
+def _measured(parts: list[PartRecipe], shape: Shape, listing: Listing) -> list[PartRecipe]:
+    """The recipes with an estimate each, and with intervals that suit the steps that fit into their minutes."""
+    from carrara.data import DataSettings
+    from carrara.train.presets import intervals
+
+    place = Path(tempfile.mkdtemp(prefix="carrara-init-"))
+    try:
+        settings = DataSettings(folder=shape.folder, size=shape.size, **shape.convert)  # type: ignore[arg-type]
+        pictures = _pictures(listing, settings, place)
+        found, text, decoder = [], None, None
+        for part in parts:
+            cost, task = _cost(part, pictures, text, decoder)
+            text = task.module if part.role == "text" else text
+            decoder = task.module if part.role == "decoder" else decoder
+            steps = max(1, int(part.table["minutes"] * 60 / cost.seconds))
+            train = {**part.table["train"], **intervals(steps, pictures=part.role != "text")}
+            found.append(
+                dataclasses.replace(part, table={**part.table, "train": train}, estimate=_words(part, cost, steps))
+            )
+        return found
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _words(part: PartRecipe, cost: _Cost, steps: int) -> str:
+    time = duration(part.table["minutes"] * 60)
+    return (
+        f"Estimate: {_few(steps)} steps of {cost.seconds:.2g} s in {time}, {mebibytes(cost.memory)} of memory "
+        f"(measured here: {cost.device}, {cost.precision}, untrained)."
+    )
+
+
+def _few(number: int) -> str:
+    """Two digits of it."""
+    digits = 10 ** max(0, len(str(number)) - 2)
+    return f"{number // digits * digits:,}"
+
+
+def _pictures(listing: Listing, settings: DataSettings, place: Path) -> Pictures:
+    from carrara.data.cache import open_cache
+    from carrara.data.pictures import Pictures
+
+    settings = dataclasses.replace(settings, heldout=0.0)
+    return Pictures(settings, listing, open_cache(listing, settings, place))
+
+
+def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tuple[_Cost, Any]:
+    """Times a few steps on the pictures that were looked at, with the other parts as they begin."""
+    import torch
+
+    from carrara.config import build
+    from carrara.data import Loader
+    from carrara.data.findings import count
+    from carrara.decoder import Pixels
+    from carrara.store import kinds
+    from carrara.text import Labels, Unconditional
+    from carrara.train.preflight import measure_step_seconds
+    from carrara.train.recipe import Recipe, choose_device
+
+    plain = {key: value for key, value in part.table.items() if key != "data"}
+    recipe: Recipe = build(Recipe, {**plain, "data": {"folder": pictures.settings.folder}}, kinds())
+    device = choose_device("auto")
+    here, before = _reset_memory(), _memory()
+    if part.role == "generator":
+        if text is None:
+            text = Labels(pictures.classes) if part.table["task"]["text"] == "labels" else Unconditional()
+        depth: Any = pictures.depth
+        decoder = decoder or Pixels(channels=pictures.channels, size=pictures.size, depth=depth)
+        task: Any = recipe.task.create_with(text, decoder, pictures, 0, device)  # type: ignore[attr-defined]
+    else:
+        task = recipe.task.create(pictures, 0, device)
+    batch = recipe.train.batch
+    height, width = pictures.size
+    rows = batch if device.type != "cpu" or not task.separable else max(1, min(batch, _PIXELS // (height * width)))
+    training = dataclasses.replace(recipe.train, batch=rows)
+    time = measure_step_seconds(task, Loader(pictures, rows, 0), training, device=device, repeats=2)
+    used = time.peak_memory_bytes
+    if device.type == "cpu" and here:
+        fixed = min(used - before, 8 * sum(p.nbytes for p in task.module.parameters()))  # weights, moments, copies
+        used = int(before + fixed + (used - before - fixed) * batch / rows)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else count(torch.get_num_threads(), "thread")
+    return _Cost(time.seconds * batch / rows, used, time.precision, name), task
+
+
+def _reset_memory() -> bool:
+    """Starts the count of this process's peak memory again, where the system lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _memory() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

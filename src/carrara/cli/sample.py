@@ -1,0 +1,409 @@
+"""`carrara sample`: pictures from a model folder, each named by its number, its prompt and its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from carrara.cli.voice import Counter, Voice, duration
+from carrara.errors import NonFiniteError, RecipeError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from carrara.diffusion.generator import SamplingSettings
+    from carrara.system import Frame, System
+    from carrara.types import Step
+
+__all__ = ["sample"]
+
+_TRACED = 8  # times that a trace shows
+_SHEET = 256  # pictures that a sheet shows at most
+_NUMBERED = re.compile(r"(?:sheet-)?(\d{4,})[-.]")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """One picture that was asked for."""
+
+    number: int  # in the folder
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        words = re.sub(r"[\W_]+", "-", self.prompt.lower()).strip("-")[:48].strip("-")
+        return "-".join(part for part in (f"{self.number:04}", words, f"seed{self.seed}") if part)
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones count on.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Strides from noise to picture.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How much the prompt counts; 1 is off.")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Also show each picture at 8 times on its way.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the pictures.")] = Path("samples"),
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed and settings into each PNG.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")] = False,
+) -> None:
+    """Make pictures with a model.
+
+    A picture depends on its prompt and its seed alone. Nothing in the folder is overwritten: numbers count on from
+    those that are there.
+    """
+    from carrara.store import load
+    from carrara.train.recipe import choose_device
+
+    voice = Voice(silent=as_json)
+    if guidance is not None and not math.isfinite(guidance):
+        raise RecipeError(f"--guidance is {guidance}; give a finite number, such as 2.5")
+    shape = _size(size)
+    said = [*(prompts or ()), *_read_prompts(prompts_file)]
+    where = choose_device(device)
+    system = load(model)
+    for part in (system.text, system.generator, system.decoder):
+        part.to(where)  # type: ignore[union-attr]
+    wanted = _wanted(system, model, said, count, seed, out)
+    settings = _settings(system, steps, sampler, guidance, negative, voice)
+    _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
+    _check_out(out)
+
+    job = _Job(system, model, settings, negative, shape, out, metadata, trace)
+    began = time.monotonic()
+    with Counter(len(wanted), "pictures", silent=as_json) as counter:
+        for first in range(0, len(wanted), batch):
+            job.make(wanted[first : first + batch], lambda share, done=first: counter.at(done + share))
+    seconds = time.monotonic() - began
+    sheet = job.sheet() if len(wanted) > 1 else None
+    if as_json:
+        voice.json(
+            {
+                "model": model,
+                "device": str(where),
+                "settings": job.described,
+                "pictures": job.made,
+                "sheet": sheet,
+                "seconds": seconds,
+                "warnings": voice.warnings,
+            }
+        )
+        return
+    for made in job.made[:20]:
+        voice.say(f"{made['path']}")
+    if len(job.made) > 20:
+        voice.say(f"... and {len(job.made) - 20} more")
+    for traced in job.traced[:5]:
+        voice.say(f"{traced}")
+    if sheet:
+        voice.say(f"{sheet}")
+    number = f"{len(job.made)} picture{'s' if len(job.made) > 1 else ''}"
+    voice.say(f"{number} in {duration(seconds)} ({len(job.made) / max(seconds, 1e-9):.3g} a second) on {where}.")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not (found := re.fullmatch(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", text.strip())):
+        raise RecipeError(f'--size is "{text}"; give height and width in pixels, such as 64x96')
+    height, width = found[1], found[2] or found[1]
+    return int(height), int(width)
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not UTF-8 text; give a file with one prompt a line") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise RecipeError(f"{path} has no prompts; give a file with one prompt a line")
+    return found
+
+
+def _wanted(
+    system: System, model: Path, prompts: Sequence[str], count: int, seed: int, out: Path
+) -> tuple[_Wanted, ...]:
+    from carrara.text import Labels, Unconditional
+
+    if not prompts:
+        if isinstance(system.text, Labels):
+            raise RecipeError(
+                f"name a class of this model, or several: {', '.join(system.text.names[:20])}"
+                + (", ..." if len(system.text.names) > 20 else "")
+            )
+        if not isinstance(system.text, Unconditional):
+            raise RecipeError(f'give a prompt, such as: carrara sample {model} "a red apple"')
+        prompts = [""]
+    number = _next_number(out)
+    every = [prompt for prompt in prompts for _ in range(count)]
+    return tuple(_Wanted(number + i, prompt, seed + i) for i, prompt in enumerate(every))
+
+
+def _next_number(out: Path) -> int:
+    try:
+        names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    except OSError as error:
+        raise StorageError(f"{out} cannot be read: {error.strerror or error}") from error
+    found = [int(match[1]) for name in names if (match := _NUMBERED.match(name))]
+    return max(found, default=-1) + 1
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder that cannot be written to before anything is computed."""
+    from carrara.store.atomic import remove, storage_errors
+
+    with storage_errors(f"cannot write into {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        trial = out / ".carrara.tmp"
+        trial.touch()
+        remove(trial)
+
+
+def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voice: Voice) -> None:
+    if not hasattr(system.text, "cuts"):
+        return
+    every = list(dict.fromkeys([*prompts, *([negative] if negative else [])]))
+    for cut in system.text.cuts(every):
+        shown = every[cut.row] if len(every[cut.row]) < 60 else every[cut.row][:57] + "..."
+        voice.warn(f'"{shown}" is longer than this model reads; not read: "{cut.lost}"')
+
+
+# --- how it is sampled ------------------------------------------------------------------------------------------------
+
+
+def _settings(
+    system: System,
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    negative: str | None,
+    voice: Voice,
+) -> SamplingSettings | None:
+    """The generator's own settings with what was asked for put in; None for a generator that has none."""
+    from carrara.diffusion.generator import DiffusionGenerator
+    from carrara.text import Unconditional
+
+    asked = {"--steps": steps, "--sampler": sampler, "--guidance": guidance}
+    if not isinstance(system.generator, DiffusionGenerator):
+        if given := [name for name, value in asked.items() if value is not None]:
+            raise RecipeError(f"{given[0]} is for diffusion models, and this generator is none; leave it out")
+        return None
+    settings = system.generator.settings
+    if sampler is not None:
+        settings = dataclasses.replace(settings, sampler=_sampler(sampler))
+    if steps is not None:
+        settings = dataclasses.replace(settings, times=_times(settings.times, steps, voice))
+    told = not isinstance(system.text, Unconditional)
+    if guidance is not None:
+        if told:
+            settings = dataclasses.replace(settings, guidance=_guided(settings.guidance, guidance))
+        else:
+            voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
+    if negative and told and _scale(settings.guidance) == 1:
+        voice.warn("--negative has no effect without guidance; add --guidance 2.5, say")
+    system.generator.times(settings)  # refuses a number of steps that the grid does not have
+    return settings
+
+
+def _sampler(name: str) -> Any:
+    from carrara.store import kinds
+
+    try:
+        return functools.partial(kinds().resolve("sampler", name))
+    except ValueError as error:
+        raise RecipeError(f"--sampler: {error}") from error
+
+
+def _times(times: Any, steps: int, voice: Voice) -> Any:
+    from carrara.config import parameters
+    from carrara.diffusion.times import uniform
+
+    function = getattr(times, "func", times)
+    if "steps" in parameters(function):
+        return functools.partial(function, **{**getattr(times, "keywords", {}), "steps": steps})
+    voice.say(f"The model's own times ({function.__name__}) have a fixed number; {steps} uniform steps instead.")
+    return functools.partial(uniform, steps=steps)
+
+
+def _guided(guidance: Any, scale: float) -> Any:
+    """The guidance with another scale, inside of whatever wraps it."""
+    from carrara.diffusion.guidance import ClassifierFree, Plain
+
+    if isinstance(guidance, ClassifierFree):
+        return dataclasses.replace(guidance, scale=scale)
+    if isinstance(guidance, Plain):
+        return ClassifierFree(scale)
+    if hasattr(guidance, "inner"):
+        return dataclasses.replace(guidance, inner=_guided(guidance.inner, scale))
+    raise RecipeError(f"--guidance: this model is guided by {type(guidance).__name__}, which has no scale to set")
+
+
+def _scale(guidance: Any) -> float:
+    if hasattr(guidance, "inner"):
+        return _scale(guidance.inner)
+    return float(getattr(guidance, "scale", 1.0))
+
+
+# --- making them ------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """The pictures of one command, made batch by batch."""
+
+    def __init__(
+        self,
+        system: System,
+        model: Path,
+        settings: SamplingSettings | None,
+        negative: str | None,
+        size: tuple[int, int] | None,
+        out: Path,
+        metadata: bool,
+        trace: bool,
+    ) -> None:
+        from carrara.config import describe
+        from carrara.store import kinds
+
+        self.system, self.settings, self.negative, self.size = system, settings, negative, size
+        self.out, self.metadata, self.trace = out, metadata, trace
+        self.strides = len(system.generator.times(settings)) - 1 if settings is not None else 1  # type: ignore[attr-defined]
+        self.described: dict[str, Any] = describe(settings, kinds()) if settings is not None else {}
+        if negative:
+            self.described["negative"] = negative
+        if size:
+            self.described["size"] = list(size)
+        self.facts = {"model": model.resolve().name, **_versions(), "components": _fingerprints(system)}
+        self.made: list[dict[str, Any]] = []
+        self.traced: list[Path] = []
+        self._shown: list[Tensor] = []
+
+    def make(self, wanted: Sequence[_Wanted], at: Any) -> None:
+        """Makes the pictures of one batch and writes them; `at` is told how many are done, in parts of a picture."""
+        kept: list[Step] = []
+        chosen = {round(i * (self.strides - 1) / (_TRACED - 1)) + 1 for i in range(_TRACED)}
+        last = None
+        for frame in self.system.generate(
+            [picture.prompt for picture in wanted],
+            seeds=[picture.seed for picture in wanted],
+            negative=[self.negative or ""] * len(wanted),
+            size=self.size,
+            settings=self.settings,
+        ):
+            at(len(wanted) * min(frame.step, self.strides) / (self.strides + 1))
+            if self.trace and frame.trace is not None and frame.step in chosen:
+                kept.append(frame.trace)
+            last = frame
+        if last is None:
+            raise RecipeError("this generator made nothing")
+        self._write(wanted, last)
+        if kept:
+            self._write_traces(wanted, kept)
+        at(len(wanted))
+
+    def _write(self, wanted: Sequence[_Wanted], frame: Frame) -> None:
+        from carrara.data import write_picture
+
+        try:
+            pixels = frame.pixels()
+        except NonFiniteError as error:
+            seeds = f"seeds {wanted[0].seed} to {wanted[-1].seed}" if len(wanted) > 1 else f"seed {wanted[0].seed}"
+            raise NonFiniteError(
+                f"{error} ({seeds}), and nothing of this batch was written; try a lower --guidance, more --steps or "
+                "another --sampler"
+            ) from error
+        ending = ".png" if pixels.shape[-1] <= 4 else ".tiff"
+        for picture, one in zip(wanted, pixels, strict=True):
+            facts = {"prompt": picture.prompt, "seed": picture.seed, "settings": self.described, **self.facts}
+            chunk = {"carrara": json.dumps(facts, ensure_ascii=False)} if self.metadata else None
+            path = self.out / (picture.stem + ending)
+            write_picture(path, one, chunk)
+            self.made.append({**dataclasses.asdict(picture), "path": path})
+        room = max(0, _SHEET - sum(map(len, self._shown)))
+        if room:
+            self._shown.append(frame.images[:room].detach().float().cpu())
+
+    def _write_traces(self, wanted: Sequence[_Wanted], steps: Sequence[Step]) -> None:
+        """A strip for each picture: x_t above E[x | x_t], from noise to data, and their times as JSON."""
+        import torch
+
+        from carrara.evaluate.grid import fit_scale, png_bytes, sheet
+        from carrara.run import finish
+        from carrara.store.atomic import write_file
+        from carrara.types import Condition
+
+        def seen(z: Tensor) -> Tensor:
+            rng: Any = None  # no decoder draws for the most likely picture
+            return finish(self.system.decoder.start(z, Condition(), Condition(), rng)).float().cpu().clamp(-1, 1)
+
+        # x_t of processes whose noise grows without bound would be all white and black: shown at unit scale.
+        noisy = [seen(step.x / step.x.std().clamp(min=1.0)) for step in steps]
+        believed = [seen(step.estimate.mean) for step in steps]
+        for i, picture in enumerate(wanted):
+            rows = torch.stack([*(x[i] for x in noisy), *(x[i] for x in believed)])
+            labels = [f"t = {step.t:.3f}" for step in steps] + [""] * len(steps)
+            image = sheet(rows, len(steps), labels=labels, scale=fit_scale(rows.shape[-1]))
+            path = self.out / f"{picture.stem}-trace.png"
+            write_file(path, png_bytes(image))
+            facts = {
+                "prompt": picture.prompt,
+                "seed": picture.seed,
+                "settings": self.described,
+                "times": [step.t for step in steps],
+                "rows": ["x_t", "E[x | x_t]"],
+            }
+            write_file(path.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+            self.traced.append(path)
+
+    def sheet(self) -> Path:
+        """All pictures (the first 256 of very many) on one sheet."""
+        import torch
+
+        from carrara.evaluate.grid import fit_scale, png_bytes, sheet
+        from carrara.store.atomic import write_file
+
+        images = torch.cat(self._shown)
+        prompts = [made["prompt"] for made in self.made[: len(images)]]
+        scale = fit_scale(images.shape[-1])
+        columns = min(8, math.ceil(math.sqrt(len(images))))
+        image = sheet(images, columns, labels=prompts if any(prompts) else None, scale=scale)
+        path = self.out / f"sheet-{self.made[0]['number']:04}.png"
+        write_file(path, png_bytes(image))
+        return path
+
+
+def _fingerprints(system: System) -> dict[str, Any]:
+    from carrara.fingerprint import fingerprint
+
+    parts: dict[str, Any] = {"text": system.text, "generator": system.generator, "decoder": system.decoder}
+    return {role: fingerprint(part.state_dict()) for role, part in parts.items()}
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    from carrara import __version__
+
+    return {"carrara": __version__, "torch": str(torch.__version__)}
