@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from carrara.config import Role, build, describe
 from carrara.errors import CarraraError, RecipeError, StorageError
@@ -124,6 +125,25 @@ def read_component(folder: Path, role: str | None = None) -> Component:
     return Component(folder, found, config, files, body.get("facts") or {})
 
 
+_FILLS = frozenset({Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_})
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves parameters unfilled while a module is built whose weights then come from a file.
+
+    Drawing them takes ten times as long as reading them, and every one is replaced: `load_state_dict` is strict. What
+    is no `nn.Parameter`, such as a buffer that no file holds, is made as ever.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = keywords or {}
+        target = arguments[0] if arguments else keywords.get("tensor")
+        fills = function in _FILLS or getattr(function, "__module__", None) == nn.init.__name__
+        return target if fills and isinstance(target, nn.Parameter) else function(*arguments, **keywords)
+
+
 def load_component(folder: str | Path, role: str | None = None, *, verify: bool = False) -> Any:
     """The module of a component folder, in eval mode; `verify` also compares every file's SHA-256.
 
@@ -140,7 +160,8 @@ def load_component(folder: str | Path, role: str | None = None, *, verify: bool 
             if name != _WEIGHTS:
                 assets[name] = (component.path / name).read_bytes()
     try:
-        module = build(Annotated[nn.Module, Role(component.role)], component.config, kinds(), assets=assets)
+        with _Unfilled():
+            module = build(Annotated[nn.Module, Role(component.role)], component.config, kinds(), assets=assets)
     except CarraraError as error:
         raise RecipeError(f"{component.path / _COMPONENT}: {error}") from error
     tensors = load_tensors(component.path / _WEIGHTS)
