@@ -172,11 +172,14 @@ class Labels(Configured, nn.Module):
     It has no weights: the generator's own projection of the vector is the embedding.
     """
 
+    _here: Tensor
+
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         if not names or len(set(names)) < len(names):
             raise ValueError(f"{len(names)} class names with {len(set(names))} different ones; expected distinct names")
         self.names = names
+        self.register_buffer("_here", torch.empty(0), persistent=False)  # knows the device
 
     @property
     def space(self) -> Space:
@@ -190,7 +193,7 @@ class Labels(Configured, nn.Module):
                 near = difflib.get_close_matches(prompt, self.names, n=3)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"the classes are {', '.join(self.names[:20])}"
                 raise ValueError(f'"{prompt}" is no class of this model; {hint}')
-        index = torch.tensor([places[prompt] for prompt in prompts])
+        index = torch.tensor([places[prompt] for prompt in prompts], device=self._here.device)
         yield from ()
         return Condition(vector=F.one_hot(index, len(self.names) + 1).float())
 

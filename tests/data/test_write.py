@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from carrara.data import write_picture
 from carrara.data.formats import decode
@@ -25,6 +27,27 @@ def test_round_trip(tmp_path: Path, ending: str, dtype: Any, channels: int) -> N
         return
     write_picture(path, pixels)
     assert np.array_equal(decode(path.read_bytes()).pixels, pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_text_rides_along_in_a_png(tmp_path: Path, dtype: Any, channels: int) -> None:
+    path = tmp_path / "a.png"
+    said = {"carrara": '{"prompt": "ein roter Apfel, \u0444"}', "other": ""}
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (5, 6, channels), dtype=dtype)
+    write_picture(path, pixels, said)
+    with Image.open(path) as image:
+        image.load()
+        assert dict(image.text) == said
+    assert np.array_equal(decode(path.read_bytes()).pixels, pixels)
+
+
+def test_text_rides_along_in_a_tiff(tmp_path: Path) -> None:
+    import tifffile
+
+    write_picture(tmp_path / "a.tiff", np.zeros((5, 6, 7), np.uint8), {"carrara": "\u0444"})
+    with tifffile.TiffFile(tmp_path / "a.tiff") as file:
+        assert json.loads(file.pages[0].description) == {"carrara": "\u0444"}
 
 
 def test_refusals(tmp_path: Path) -> None:

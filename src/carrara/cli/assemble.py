@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from carrara.cli.folders import require_writable
 from carrara.cli.voice import Voice, command, mebibytes
 
 __all__ = ["assemble"]
@@ -26,7 +27,9 @@ def assemble(
     from carrara.store import assemble as put_together
 
     voice = Voice()
-    put_together(out, generator=generator, text=text, decoder=decoder)
+    require_writable(out)
+    system = put_together(out, generator=generator, text=text, decoder=decoder)
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     voice.say(f"{out} is a whole model ({mebibytes(total)}).")
-    voice.say("Next:  " + command("sample", out, *(["a prompt"] if text else [])))
+    example = getattr(system.text, "names", ("a prompt",) if text else ())[:1]
+    voice.say("Next:  " + command("sample", out, *(example or ("--count", 4))))

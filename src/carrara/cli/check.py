@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from carrara.cli.folders import default_folder, require_writable
 from carrara.cli.voice import Counter, Voice
 from carrara.errors import DataError
 
 if TYPE_CHECKING:
     from carrara.data import Report
 
-__all__ = ["check", "default_folder"]
-
-
-def default_folder(folder: Path) -> Path:
-    """Where what belongs to a data folder goes unless told otherwise: `carrara-<its name>`, here."""
-    return Path(f"carrara-{folder.expanduser().resolve().name or 'pictures'}")
+__all__ = ["check"]
 
 
 def check(
@@ -42,6 +38,7 @@ def check(
 
     voice = Voice(silent=as_json)
     target = out or default_folder(folder)
+    require_writable(target)
     settings = DataSettings(folder=str(folder), size=size, channels=channels)
     with Counter(1, "pictures", silent=as_json) as counter:
 

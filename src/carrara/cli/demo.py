@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from carrara.cli.folders import require_writable
 from carrara.cli.voice import Voice
+from carrara.errors import RecipeError
 
 __all__ = ["demo"]
 
@@ -24,4 +27,7 @@ def demo(
     """
     from carrara.demo.pipeline import demo as run
 
+    if not math.isfinite(minutes):
+        raise RecipeError(f"--minutes is {minutes}; give a number, such as 8")
+    require_writable(out)
     run(minutes, out, seed, Voice(silent=quiet).say, progress=not quiet)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from carrara.cli.folders import unwritable
 from carrara.cli.voice import Voice, mebibytes
 
 __all__ = ["doctor"]
@@ -174,16 +175,9 @@ def _room(name: str, folder: Path, free: int, fix: str) -> _Finding:
 
 
 def _writable(cache: Path) -> _Finding | None:
-    place = cache
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    fix = "set CARRARA_CACHE to a folder that you may write to"
-    try:
-        trial = place / f".carrara-{os.getpid()}.tmp"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        return _Finding("problem", "cache", f"{cache} cannot be written to: {error.strerror or error}", fix)
+    if why := unwritable(cache):
+        fix = "set CARRARA_CACHE to a folder that you may write to"
+        return _Finding("problem", "cache", f"{cache} cannot be written to: {why}", fix)
     return None
 
 

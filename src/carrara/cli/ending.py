@@ -40,8 +40,9 @@ def _invoke(arguments: Sequence[str]) -> int:
     from carrara.cli.app import app
 
     command = typer.main.get_command(app)
-    result = command.main(list(arguments), prog_name="carrara", standalone_mode=False)
-    return result if isinstance(result, int) else 0
+    with command.make_context("carrara", list(arguments)) as context:  # not its `main`, which has endings of its own
+        command.invoke(context)
+    return 0
 
 
 def _ended(command: Callable[[], int]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from carrara.cli.check import default_folder
+from carrara.cli.folders import default_folder, require_writable
 from carrara.cli.voice import Counter, Voice, command, duration, mebibytes
 from carrara.errors import DataError, RecipeError, StorageError
 
@@ -48,6 +48,7 @@ def init(
     if size is not None:
         check_size(size)
     target = out or default_folder(folder)
+    require_writable(target)
     shape, listing, refused = _look(folder, size, voice)
     parts = recipes(shape, target, minutes=minutes)
     if not force and (there := [str(part.path) for part in parts if part.path.exists()]):

@@ -14,9 +14,9 @@ from carrara.errors import RecipeError
 if TYPE_CHECKING:
     from carrara.data import Findings, Report
 
-__all__ = ["PartRecipe", "Shape", "recipes", "usual_size"]
+__all__ = ["PartRecipe", "Shape", "check_size", "recipes", "usual_size"]
 
-_SIDES = (64, 128, 256, 512)  # of pictures above those that are generated as they are
+_SIDES = (32, 48, 64, 128, 256)  # of pictures above those that are generated as they are
 _ROLES = {"text": "text encoder", "decoder": "decoder", "generator": "generator"}
 
 
@@ -93,14 +93,14 @@ class Shape:
 def usual_size(shorter: Sequence[int]) -> int:
     """The side that suits pictures whose shorter sides these are: one that nine in ten of them reach.
 
-    Up to 32 pixels it is their own, as a multiple of 4; above, the next lower usual one up to 256.
+    Up to 32 pixels it is their own, as a multiple of 4; then 32 or 48; above, the next lower usual one up to 256.
     """
     from carrara.train.presets import PIXELS
 
     reach = sorted(shorter)[int(0.1 * (len(shorter) - 1))]
     if reach <= PIXELS:
         return max(8, -(-reach // 4) * 4)
-    return max((side for side in _SIDES[:-1] if side <= reach), default=_SIDES[0])
+    return max(side for side in _SIDES if side <= reach)
 
 
 def check_size(size: int) -> None:

@@ -8,14 +8,15 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli.folders import require_writable
 from carrara.cli.voice import Counter, Voice, duration
-from carrara.errors import NonFiniteError, RecipeError, StorageError
+from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,7 @@ def sample(
     if guidance is not None and not math.isfinite(guidance):
         raise RecipeError(f"--guidance is {guidance}; give a finite number, such as 2.5")
     shape = _size(size)
+    require_writable(out)
     said = [*(prompts or ()), *_read_prompts(prompts_file)]
     where = choose_device(device)
     system = load(model)
@@ -85,7 +87,6 @@ def sample(
     wanted = _wanted(system, model, said, count, seed, out)
     settings = _settings(system, steps, sampler, guidance, negative, voice)
     _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
-    _check_out(out)
 
     job = _Job(system, model, settings, negative, shape, out, metadata, trace)
     began = time.monotonic()
@@ -169,17 +170,6 @@ def _next_number(out: Path) -> int:
         raise StorageError(f"{out} cannot be read: {error.strerror or error}") from error
     found = [int(match[1]) for name in names if (match := _NUMBERED.match(name))]
     return max(found, default=-1) + 1
-
-
-def _check_out(out: Path) -> None:
-    """Refuses a folder that cannot be written to before anything is computed."""
-    from carrara.store.atomic import remove, storage_errors
-
-    with storage_errors(f"cannot write into {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        trial = out / ".carrara.tmp"
-        trial.touch()
-        remove(trial)
 
 
 def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voice: Voice) -> None:
@@ -304,24 +294,31 @@ class _Job:
         """Makes the pictures of one batch and writes them; `at` is told how many are done, in parts of a picture."""
         kept: list[Step] = []
         chosen = {round(i * (self.strides - 1) / (_TRACED - 1)) + 1 for i in range(_TRACED)}
-        last = None
-        for frame in self.system.generate(
+        for frame in self._frames(wanted):
+            at(len(wanted) * min(frame.step, self.strides) / (self.strides + 1))
+            if self.trace and frame.trace is not None and frame.step in chosen:
+                kept.append(frame.trace)
+            if frame.final:
+                self._write(wanted, frame)
+        if kept:
+            self._write_traces(wanted, kept)
+        at(len(wanted))
+
+    def _frames(self, wanted: Sequence[_Wanted]) -> Iterator[Frame]:
+        frames = self.system.generate(
             [picture.prompt for picture in wanted],
             seeds=[picture.seed for picture in wanted],
             negative=[self.negative or ""] * len(wanted),
             size=self.size,
             settings=self.settings,
-        ):
-            at(len(wanted) * min(frame.step, self.strides) / (self.strides + 1))
-            if self.trace and frame.trace is not None and frame.step in chosen:
-                kept.append(frame.trace)
-            last = frame
-        if last is None:
-            raise RecipeError("this generator made nothing")
-        self._write(wanted, last)
-        if kept:
-            self._write_traces(wanted, kept)
-        at(len(wanted))
+        )
+        try:
+            yield from frames
+        except ValueError as error:
+            if self.size is None or isinstance(error, CarraraError):
+                raise
+            height, width = self.size
+            raise RecipeError(f"--size {height}x{width}: {error}") from error
 
     def _write(self, wanted: Sequence[_Wanted], frame: Frame) -> None:
         from carrara.data import write_picture

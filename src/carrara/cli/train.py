@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carrara.cli.folders import require_writable
 from carrara.cli.voice import Counter, Voice, command, duration, mebibytes
 from carrara.errors import RecipeError
 
@@ -49,6 +50,7 @@ def train(
     plan = read_recipe(recipe, _with_steps(settings or []))
     if out is not None:
         plan = dataclasses.replace(plan, out=str(out))
+    require_writable(Path(plan.out))
     on_event = _tensorboard(Path(plan.out)) if tensorboard else None
     with Counter(1, "pictures", silent=voice.silent) as counter:
 

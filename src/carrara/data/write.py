@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ _PNG_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def write_picture(path: Path, pixels: np.ndarray, text: dict[str, str] | None = None) -> None:
-    """Writes (H, W, C) uint8 or uint16 as .png (1 to 4 channels), .tif, .tiff or .npy; `text` goes into a PNG's chunks.
+    """Writes (H, W, C) uint8 or uint16 as .png (1 to 4 channels), .tif, .tiff or .npy.
+
+    `text` goes into a PNG's iTXt chunks, or as JSON into a TIFF's description; .npy has no place for it.
 
     Raises ValueError for an ending or channels that cannot be written, StorageError when the disk refuses.
     """
@@ -29,7 +33,10 @@ def write_picture(path: Path, pixels: np.ndarray, text: dict[str, str] | None = 
         channels = pixels.shape[2]
         colour = "rgb" if channels in (3, 4) else "minisblack"
         shown = pixels[..., 0] if channels == 1 else pixels
-        tifffile.imwrite(buffer, shown, photometric=colour, planarconfig="contig" if channels > 1 else None)
+        about = json.dumps(text) if text else None
+        tifffile.imwrite(
+            buffer, shown, photometric=colour, planarconfig="contig" if channels > 1 else None, description=about
+        )
         data = buffer.getvalue()
     elif ending == ".npy":
         buffer = io.BytesIO()
@@ -54,12 +61,21 @@ def _png(pixels: np.ndarray, text: dict[str, str]) -> bytes:
 
         writer = png.Writer(width, height, greyscale=channels < 3, alpha=channels in (2, 4), bitdepth=16)
         writer.write(buffer, pixels.reshape(height, width * channels).tolist())
-        return buffer.getvalue()
-    from PIL import Image, PngImagePlugin
+        return _with_text(buffer.getvalue(), text)
+    from PIL import Image
 
-    info = PngImagePlugin.PngInfo()
-    for key, value in text.items():
-        info.add_itxt(key, value)
     flat = pixels[..., 0] if channels == 1 else pixels
-    Image.fromarray(flat, _PNG_CHANNELS[channels] if channels == 2 else None).save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+    Image.fromarray(flat, _PNG_CHANNELS[channels] if channels == 2 else None).save(buffer, "PNG")
+    return _with_text(buffer.getvalue(), text)
+
+
+_SIGNATURE_AND_HEADER = 33  # bytes of a PNG before its other chunks
+
+
+def _with_text(data: bytes, text: dict[str, str]) -> bytes:
+    """A PNG with an iTXt chunk (keyword, uncompressed, no language, UTF-8) for each text, after its header."""
+    chunks = b""
+    for key, value in text.items():
+        body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode(errors="replace")
+        chunks += (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return data[:_SIGNATURE_AND_HEADER] + chunks + data[_SIGNATURE_AND_HEADER:]
