@@ -19,8 +19,10 @@ __all__ = ["check"]
 
 def check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures.", show_default=False)],
-    size: Annotated[int, typer.Option(min=1, max=65536, help="Side in pixels to prepare them at.")] = 64,
-    channels: Annotated[int | None, typer.Option(min=1, max=256, help="Make them grey (1) or colour (3).")] = None,
+    size: Annotated[int, typer.Option(metavar="N", min=1, max=65536, help="Side in pixels to prepare them at.")] = 64,
+    channels: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=256, help="Make them grey (1) or colour (3).")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the report.  [default: carrara-<name of FOLDER>]")
     ] = None,

@@ -16,9 +16,9 @@ __all__ = ["demo"]
 
 
 def demo(
-    minutes: Annotated[float, typer.Option(help="Time for all of it, on this machine.")] = 8.0,
+    minutes: Annotated[float, typer.Option(metavar="M", help="Time for all of it, on this machine.")] = 8.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for everything it makes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of every draw.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a text encoder, a decoder and a generator on 450 small pictures, sample them, and write a report.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["init"]
 
+_FEW = 300  # steps below which a part has hardly begun to learn
 _LOOKED_AT = 128  # pictures that are decoded
 _PIXELS = 64 * 64 * 16  # of a measured batch on a processor; time and memory of more rows are proportional
 
@@ -33,9 +34,10 @@ def init(
         Path | None, typer.Option(metavar="DIR", help="For the recipes.  [default: carrara-<name of FOLDER>]")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=8, max=4096, help="Side of the pictures in pixels.  [default: what suits them]")
+        int | None,
+        typer.Option(metavar="N", min=8, max=4096, help="Side of the pictures in pixels.  [default: what suits them]"),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Time for training, all parts together.")] = 30.0,
+    minutes: Annotated[float, typer.Option(metavar="M", help="Time for training, all parts together.")] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite recipes that are there.")] = False,
 ) -> None:
     """Write commented recipes for a folder of pictures, each with an estimate of memory and time on this machine."""
@@ -59,6 +61,8 @@ def init(
     for part in parts:
         write_file(part.path, part.text().encode())
         voice.say(f"{part.path}: {part.estimate}")
+    if hasty := [str(part.path) for part in parts if part.steps < _FEW]:
+        voice.warn(f"too few steps to learn much in {', '.join(hasty)}; give more --minutes, or a smaller --size")
     for sentence in refused:
         voice.warn(f"training will not begin as it is: {sentence}")
     voice.say("\nRead the recipes, then:\n")
@@ -193,7 +197,9 @@ def _measured(parts: list[PartRecipe], shape: Shape, listing: Listing) -> list[P
             steps = max(1, int(part.table["minutes"] * 60 / cost.seconds))
             train = {**part.table["train"], **intervals(steps, pictures=part.role != "text")}
             found.append(
-                dataclasses.replace(part, table={**part.table, "train": train}, estimate=_words(part, cost, steps))
+                dataclasses.replace(
+                    part, table={**part.table, "train": train}, estimate=_words(part, cost, steps), steps=steps
+                )
             )
         return found
     finally:
@@ -249,9 +255,13 @@ def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tupl
         task = recipe.task.create(pictures, 0, device)
     batch = recipe.train.batch
     height, width = pictures.size
-    rows = batch if device.type != "cpu" or not task.separable else max(1, min(batch, _PIXELS // (height * width)))
+    latent = part.role == "generator" and not isinstance(decoder, Pixels)
+    few = max(1, min(batch, _PIXELS * (8 if latent else 1) // (height * width)))
+    rows = few if device.type == "cpu" else batch
     training = dataclasses.replace(recipe.train, batch=rows)
-    time = measure_step_seconds(task, Loader(pictures, rows, 0), training, device=device, repeats=2)
+    time = measure_step_seconds(
+        task, Loader(pictures, rows, 0), training, device=device, repeats=2 if height * width <= 128**2 else 1
+    )
     used = time.peak_memory_bytes
     if device.type == "cpu" and here:
         fixed = min(used - before, 8 * sum(p.nbytes for p in task.module.parameters()))  # weights, moments, copies

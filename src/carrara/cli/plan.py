@@ -121,6 +121,7 @@ class PartRecipe:
     path: Path
     table: dict[str, Any]
     estimate: str = ""
+    steps: int = 0  # that are estimated to fit
 
     def text(self) -> str:
         """The file's contents: TOML with a comment on every line worth one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
+from carrara.cli.sampling import sampling_settings
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
 
@@ -46,21 +46,33 @@ class _Wanted:
         return "-".join(part for part in (f"{self.number:04}", words, f"seed{self.seed}") if part)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What was asked for beside prompts, seeds and sampling settings."""
+
+    model: Path
+    negative: str | None
+    size: tuple[int, int] | None
+    out: Path
+    metadata: bool
+    trace: bool
+
+
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones count on.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Strides from noise to picture.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the first picture; the next ones count on.")] = 0,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of each prompt.")] = 1,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Strides from noise to picture.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How much the prompt counts; 1 is off.")] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Also show each picture at 8 times on its way.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the pictures.")] = Path("samples"),
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at a time.")] = 16,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = "auto",
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Write prompt, seed and settings into each PNG.")
     ] = True,
@@ -68,8 +80,8 @@ def sample(
 ) -> None:
     """Make pictures with a model.
 
-    A picture depends on its prompt and its seed alone. Nothing in the folder is overwritten: numbers count on from
-    those that are there.
+    With the same settings, a picture depends on its prompt and its seed alone. Nothing in the folder is overwritten:
+    numbers count on from those that are there.
     """
     from carrara.store import load
     from carrara.train.recipe import choose_device
@@ -85,10 +97,10 @@ def sample(
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
     wanted = _wanted(system, model, said, count, seed, out)
-    settings = _settings(system, steps, sampler, guidance, negative, voice)
+    settings = sampling_settings(system, steps, sampler, guidance, negative, voice)
     _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
 
-    job = _Job(system, model, settings, negative, shape, out, metadata, trace)
+    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace))
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
         for first in range(0, len(wanted), batch):
@@ -181,111 +193,24 @@ def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voi
         voice.warn(f'"{shown}" is longer than this model reads; not read: "{cut.lost}"')
 
 
-# --- how it is sampled ------------------------------------------------------------------------------------------------
-
-
-def _settings(
-    system: System,
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
-    negative: str | None,
-    voice: Voice,
-) -> SamplingSettings | None:
-    """The generator's own settings with what was asked for put in; None for a generator that has none."""
-    from carrara.diffusion.generator import DiffusionGenerator
-    from carrara.text import Unconditional
-
-    asked = {"--steps": steps, "--sampler": sampler, "--guidance": guidance}
-    if not isinstance(system.generator, DiffusionGenerator):
-        if given := [name for name, value in asked.items() if value is not None]:
-            raise RecipeError(f"{given[0]} is for diffusion models, and this generator is none; leave it out")
-        return None
-    settings = system.generator.settings
-    if sampler is not None:
-        settings = dataclasses.replace(settings, sampler=_sampler(sampler))
-    if steps is not None:
-        settings = dataclasses.replace(settings, times=_times(settings.times, steps, voice))
-    told = not isinstance(system.text, Unconditional)
-    if guidance is not None:
-        if told:
-            settings = dataclasses.replace(settings, guidance=_guided(settings.guidance, guidance))
-        else:
-            voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
-    if negative and told and _scale(settings.guidance) == 1:
-        voice.warn("--negative has no effect without guidance; add --guidance 2.5, say")
-    system.generator.times(settings)  # refuses a number of steps that the grid does not have
-    return settings
-
-
-def _sampler(name: str) -> Any:
-    from carrara.store import kinds
-
-    try:
-        return functools.partial(kinds().resolve("sampler", name))
-    except ValueError as error:
-        raise RecipeError(f"--sampler: {error}") from error
-
-
-def _times(times: Any, steps: int, voice: Voice) -> Any:
-    from carrara.config import parameters
-    from carrara.diffusion.times import uniform
-
-    function = getattr(times, "func", times)
-    if "steps" in parameters(function):
-        return functools.partial(function, **{**getattr(times, "keywords", {}), "steps": steps})
-    voice.say(f"The model's own times ({function.__name__}) have a fixed number; {steps} uniform steps instead.")
-    return functools.partial(uniform, steps=steps)
-
-
-def _guided(guidance: Any, scale: float) -> Any:
-    """The guidance with another scale, inside of whatever wraps it."""
-    from carrara.diffusion.guidance import ClassifierFree, Plain
-
-    if isinstance(guidance, ClassifierFree):
-        return dataclasses.replace(guidance, scale=scale)
-    if isinstance(guidance, Plain):
-        return ClassifierFree(scale)
-    if hasattr(guidance, "inner"):
-        return dataclasses.replace(guidance, inner=_guided(guidance.inner, scale))
-    raise RecipeError(f"--guidance: this model is guided by {type(guidance).__name__}, which has no scale to set")
-
-
-def _scale(guidance: Any) -> float:
-    if hasattr(guidance, "inner"):
-        return _scale(guidance.inner)
-    return float(getattr(guidance, "scale", 1.0))
-
-
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
 class _Job:
     """The pictures of one command, made batch by batch."""
 
-    def __init__(
-        self,
-        system: System,
-        model: Path,
-        settings: SamplingSettings | None,
-        negative: str | None,
-        size: tuple[int, int] | None,
-        out: Path,
-        metadata: bool,
-        trace: bool,
-    ) -> None:
+    def __init__(self, system: System, settings: SamplingSettings | None, asked: _Asked) -> None:
         from carrara.config import describe
         from carrara.store import kinds
 
-        self.system, self.settings, self.negative, self.size = system, settings, negative, size
-        self.out, self.metadata, self.trace = out, metadata, trace
+        self.system, self.settings, self.asked = system, settings, asked
         self.strides = len(system.generator.times(settings)) - 1 if settings is not None else 1  # type: ignore[attr-defined]
         self.described: dict[str, Any] = describe(settings, kinds()) if settings is not None else {}
-        if negative:
-            self.described["negative"] = negative
-        if size:
-            self.described["size"] = list(size)
-        self.facts = {"model": model.resolve().name, **_versions(), "components": _fingerprints(system)}
+        if asked.negative:
+            self.described["negative"] = asked.negative
+        if asked.size:
+            self.described["size"] = list(asked.size)
+        self.facts = {"model": asked.model.resolve().name, **_versions(), "components": _fingerprints(system)}
         self.made: list[dict[str, Any]] = []
         self.traced: list[Path] = []
         self._shown: list[Tensor] = []
@@ -296,7 +221,7 @@ class _Job:
         chosen = {round(i * (self.strides - 1) / (_TRACED - 1)) + 1 for i in range(_TRACED)}
         for frame in self._frames(wanted):
             at(len(wanted) * min(frame.step, self.strides) / (self.strides + 1))
-            if self.trace and frame.trace is not None and frame.step in chosen:
+            if self.asked.trace and frame.trace is not None and frame.step in chosen:
                 kept.append(frame.trace)
             if frame.final:
                 self._write(wanted, frame)
@@ -308,16 +233,16 @@ class _Job:
         frames = self.system.generate(
             [picture.prompt for picture in wanted],
             seeds=[picture.seed for picture in wanted],
-            negative=[self.negative or ""] * len(wanted),
-            size=self.size,
+            negative=[self.asked.negative or ""] * len(wanted),
+            size=self.asked.size,
             settings=self.settings,
         )
         try:
             yield from frames
         except ValueError as error:
-            if self.size is None or isinstance(error, CarraraError):
+            if self.asked.size is None or isinstance(error, CarraraError):
                 raise
-            height, width = self.size
+            height, width = self.asked.size
             raise RecipeError(f"--size {height}x{width}: {error}") from error
 
     def _write(self, wanted: Sequence[_Wanted], frame: Frame) -> None:
@@ -334,8 +259,8 @@ class _Job:
         ending = ".png" if pixels.shape[-1] <= 4 else ".tiff"
         for picture, one in zip(wanted, pixels, strict=True):
             facts = {"prompt": picture.prompt, "seed": picture.seed, "settings": self.described, **self.facts}
-            chunk = {"carrara": json.dumps(facts, ensure_ascii=False)} if self.metadata else None
-            path = self.out / (picture.stem + ending)
+            chunk = {"carrara": json.dumps(facts, ensure_ascii=False)} if self.asked.metadata else None
+            path = self.asked.out / (picture.stem + ending)
             write_picture(path, one, chunk)
             self.made.append({**dataclasses.asdict(picture), "path": path})
         room = max(0, _SHEET - sum(map(len, self._shown)))
@@ -362,7 +287,7 @@ class _Job:
             rows = torch.stack([*(x[i] for x in noisy), *(x[i] for x in believed)])
             labels = [f"t = {step.t:.3f}" for step in steps] + [""] * len(steps)
             image = sheet(rows, len(steps), labels=labels, scale=fit_scale(rows.shape[-1]))
-            path = self.out / f"{picture.stem}-trace.png"
+            path = self.asked.out / f"{picture.stem}-trace.png"
             write_file(path, png_bytes(image))
             facts = {
                 "prompt": picture.prompt,
@@ -386,7 +311,7 @@ class _Job:
         scale = fit_scale(images.shape[-1])
         columns = min(8, math.ceil(math.sqrt(len(images))))
         image = sheet(images, columns, labels=prompts if any(prompts) else None, scale=scale)
-        path = self.out / f"sheet-{self.made[0]['number']:04}.png"
+        path = self.asked.out / f"sheet-{self.made[0]['number']:04}.png"
         write_file(path, png_bytes(image))
         return path
 

@@ -4,8 +4,8 @@ from carrara.store.component import ROLES, Component, assemble, load, load_compo
 from carrara.store.kinds import kinds
 
 __all__ = [
-    "ROLES",
     "Component",
+    "ROLES",
     "assemble",
     "kinds",
     "load",

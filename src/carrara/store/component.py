@@ -30,7 +30,7 @@ from carrara.store.kinds import kinds
 from carrara.store.safetensors_io import load_tensors, save_tensors
 from carrara.system import System
 
-__all__ = ["ROLES", "Component", "assemble", "load", "load_component", "read_component", "save_component"]
+__all__ = ["Component", "ROLES", "assemble", "load", "load_component", "read_component", "save_component"]
 
 ROLES = ("text", "generator", "decoder")
 _FORMAT_VERSION = 1

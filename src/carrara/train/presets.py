@@ -76,7 +76,7 @@ def text_table(
             "augment": {"shift": 0.06, "scale": 0.15},
         },
         "train": {
-            "batch": max(1, min(128, pictures)),
+            "batch": max(1, min(128, 4 * batch_size(size), pictures)),
             "learning_rate": 1e-3,
             "decay": "cosine",
             "warmup": 50,
@@ -135,7 +135,7 @@ def generator_table(
             },
         },
         "train": {
-            "batch": batch_size(size, pictures) if pixels else max(1, min(64, pictures)),
+            "batch": batch_size(size, pictures) if pixels else max(1, min(64, 4 * batch_size(size), pictures)),
             "learning_rate": 5e-4,
             "decay": "cosine",
             "warmup": 100,

@@ -1,0 +1,89 @@
+"""The sampling settings of a model, with what was asked for on the command line put in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from carrara.cli.voice import Voice
+from carrara.errors import RecipeError
+
+if TYPE_CHECKING:
+    from carrara.diffusion.generator import SamplingSettings
+    from carrara.system import System
+
+__all__ = ["sampling_settings"]
+
+
+def sampling_settings(
+    system: System,
+    steps: int | None,
+    sampler: str | None,
+    guidance: float | None,
+    negative: str | None,
+    voice: Voice,
+) -> SamplingSettings | None:
+    """The generator's own settings with what was asked for put in; None for a generator that has none."""
+    from carrara.diffusion.generator import DiffusionGenerator
+    from carrara.text import Unconditional
+
+    asked = {"--steps": steps, "--sampler": sampler, "--guidance": guidance}
+    if not isinstance(system.generator, DiffusionGenerator):
+        if given := [name for name, value in asked.items() if value is not None]:
+            raise RecipeError(f"{given[0]} is for diffusion models, and this generator is none; leave it out")
+        return None
+    settings = system.generator.settings
+    if sampler is not None:
+        settings = dataclasses.replace(settings, sampler=_sampler(sampler))
+    if steps is not None:
+        settings = dataclasses.replace(settings, times=_times(settings.times, steps, voice))
+    told = not isinstance(system.text, Unconditional)
+    if guidance is not None:
+        if told:
+            settings = dataclasses.replace(settings, guidance=_guided(settings.guidance, guidance))
+        else:
+            voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
+    if negative and told and _scale(settings.guidance) == 1:
+        voice.warn("--negative has no effect without guidance; add --guidance 2.5, say")
+    system.generator.times(settings)  # refuses a number of steps that the grid does not have
+    return settings
+
+
+def _sampler(name: str) -> Any:
+    from carrara.store import kinds
+
+    try:
+        return functools.partial(kinds().resolve("sampler", name))
+    except ValueError as error:
+        raise RecipeError(f"--sampler: {error}") from error
+
+
+def _times(times: Any, steps: int, voice: Voice) -> Any:
+    from carrara.config import parameters
+    from carrara.diffusion.times import uniform
+
+    function = getattr(times, "func", times)
+    if "steps" in parameters(function):
+        return functools.partial(function, **{**getattr(times, "keywords", {}), "steps": steps})
+    voice.say(f"The model's own times ({function.__name__}) have a fixed number; {steps} uniform steps instead.")
+    return functools.partial(uniform, steps=steps)
+
+
+def _guided(guidance: Any, scale: float) -> Any:
+    """The guidance with another scale, inside of whatever wraps it."""
+    from carrara.diffusion.guidance import ClassifierFree, Plain
+
+    if isinstance(guidance, ClassifierFree):
+        return dataclasses.replace(guidance, scale=scale)
+    if isinstance(guidance, Plain):
+        return ClassifierFree(scale)
+    if hasattr(guidance, "inner"):
+        return dataclasses.replace(guidance, inner=_guided(guidance.inner, scale))
+    raise RecipeError(f"--guidance: this model is guided by {type(guidance).__name__}, which has no scale to set")
+
+
+def _scale(guidance: Any) -> float:
+    if hasattr(guidance, "inner"):
+        return _scale(guidance.inner)
+    return float(getattr(guidance, "scale", 1.0))
