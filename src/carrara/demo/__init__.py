@@ -1,0 +1,1 @@
+"""The main job: three parts trained on captioned pictures that come with pip, put together, sampled and measured."""

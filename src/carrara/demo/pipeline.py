@@ -1,0 +1,140 @@
+"""The demo from end to end, within a budget of minutes; run again after an interruption, it goes on where it was.
+
+    data/      the pictures, written out as a folder like any user's
+    text/ decoder/ generator/    a run folder each, which becomes the component
+    system/    the model folder
+    report.html, report.json
+
+The budget is given out part by part: a few steps are timed, the number of steps that fit is fixed in the part's
+recipe.toml, and what a part leaves or overruns is the next one's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from carrara.data import DataSettings
+from carrara.demo.twemoji import ATTRIBUTION, emojis, write_pictures
+from carrara.errors import RecipeError, StorageError
+from carrara.store import assemble
+from carrara.store.atomic import storage_errors, write_file
+from carrara.train.loop import Outcome
+from carrara.train.presets import decoder_table, generator_table, text_table
+from carrara.train.recipe import Recipe, Run
+
+__all__ = ["Part", "demo"]
+
+SIZE = 64
+_SHARES = {"text": 0.08, "decoder": 0.36}  # of the budget; the generator has what is left
+_REPORT = 0.09, 6.0  # share of the budget, and seconds beside it, that sampling and measuring need
+
+
+class Part(NamedTuple):
+    """A part that has been trained: its recipe, and how that went."""
+
+    recipe: Recipe
+    outcome: Outcome
+
+
+class _Clock:
+    """Seconds since the demo began, over all its interruptions; kept in the folder."""
+
+    def __init__(self, path: Path, minutes: float, seed: int) -> None:
+        self.path, self.began, self.before = path, time.monotonic(), 0.0
+        self.facts: dict[str, Any] = {"minutes": minutes, "seed": seed}
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                earlier = {name: found[name] for name in self.facts}
+                self.before = float(found["seconds"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StorageError(f"{path} is damaged: {error}; choose another --out") from error
+            if earlier != self.facts:
+                raise RecipeError(
+                    f"{path.parent} holds a demo of {earlier['minutes']:g} minutes with seed {earlier['seed']}; "
+                    "give the same to go on with it, or another --out"
+                )
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def note(self) -> None:
+        with storage_errors(f"{self.path} cannot be written"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, json.dumps({**self.facts, "seconds": self.seconds}).encode())
+
+
+def demo(minutes: float, out: Path, seed: int, say: Callable[[str], None], *, progress: bool = True) -> Path:
+    """Runs the demo, or goes on with it; returns the path of report.html.
+
+    Raises CarraraError for missing packages, RecipeError for a folder of another demo, and whatever training raises.
+    """
+    if not minutes >= 0.5:
+        raise RecipeError(f"minutes is {minutes:g}; the demo's three parts need at least 0.5 minutes together")
+    clock = _Clock(out / "demo.json", minutes, seed)
+    clock.note()
+    if not (out / "data").is_dir():
+        concepts = emojis()
+        write_pictures(out / "data", concepts, seed=seed)
+        say(f"{len(concepts)} captioned pictures written to {out / 'data'}. {ATTRIBUTION}")
+    parts: dict[str, Part] = {}
+    for name in ("text", "decoder", "generator"):
+        say(f"Training the {name}" + (" encoder" if name == "text" else "") + f" in {out / name}")
+        parts[name] = _train(name, out, clock, say, progress)
+        clock.note()
+    assemble(out / "system", text=out / "text", generator=out / "generator", decoder=out / "decoder")
+    say("Sampling and measuring the system")
+    from carrara.demo.measure import measure
+    from carrara.demo.page import write_report
+
+    measured = measure(out, seed=seed)
+    path = write_report(out, parts, measured, seconds=lambda: clock.seconds, minutes=minutes, seed=seed)
+    clock.note()
+    say(f"{clock.seconds:.0f} s of {minutes * 60:.0f} s. The system is in {out / 'system'}, the report is {path}")
+    return path
+
+
+def _train(name: str, out: Path, clock: _Clock, say: Callable[[str], None], progress: bool) -> Part:
+    total = clock.facts["minutes"] * 60
+    run = Run(_recipe(name, out, clock.facts["seed"], total), cache=out / "cache", say=say)
+    run.task.facts["attribution"] = [ATTRIBUTION]
+    if name in _SHARES:
+        seconds = _SHARES[name] * total
+    else:
+        seconds = total - clock.seconds - _REPORT[0] * total - _REPORT[1]
+    recipe = run.resolve(max(seconds, 2.0))
+    return Part(recipe, run.train(progress=progress, rehearsal=False))
+
+
+def _recipe(name: str, out: Path, seed: int, total: float) -> Recipe:
+    from carrara.config import build
+    from carrara.store import kinds
+
+    data = DataSettings(folder=str(out / "data"), size=SIZE, channels=3, fit="pad")
+    tables = {
+        "text": lambda: text_table(size=SIZE, channels=3),
+        "decoder": lambda: decoder_table(size=SIZE, channels=3),
+        "generator": lambda: generator_table(
+            size=SIZE, channels=3, text=str(out / "text"), decoder=str(out / "decoder")
+        ),
+    }
+    table: dict[str, Any] = tables[name]()
+    train = {**table["train"], "seed": seed, "save_every": 0, "save_seconds": max(30.0, total / 8)}
+    from carrara.config import describe
+
+    return build(  # type: ignore[no-any-return]
+        Recipe,
+        {
+            "out": str(out / name),
+            "minutes": 1.0,  # stands for the share that `resolve` is given
+            "data": describe(data, kinds()),
+            "task": table["task"],
+            "train": train,
+        },
+        kinds(),
+    )

@@ -1,0 +1,52 @@
+"""Does a picture show what was asked for? Measured by neighbours: which training picture is nearest, and what it is called.
+
+    fidelity     the share of generated pictures whose nearest training picture carries the prompt as a caption
+    retrieval    the share of texts for which the right picture is the first, or among the first k, of all pictures
+
+Features are any vectors (N, D); nearest means the smallest Euclidean distance, which for unit vectors is the largest cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Nearest", "fidelity", "nearest", "retrieval"]
+
+
+class Nearest(NamedTuple):
+    """For each query its nearest reference: index (N,) and distance (N,)."""
+
+    index: Tensor
+    distance: Tensor
+
+
+def nearest(queries: Tensor, references: Tensor, *, chunk: int = 1024) -> Nearest:
+    """The nearest of `references` (M, D) for each of `queries` (N, D); features may have any shape after the first axis."""
+    queries, references = queries.flatten(1).float(), references.flatten(1).float()
+    if queries.shape[1] != references.shape[1] or not len(references):
+        raise ValueError(
+            f"queries of {queries.shape[1]} numbers against {len(references)} references of {references.shape[1]}; "
+            "expected vectors of one length and at least one reference"
+        )
+    found = [torch.cdist(part, references).min(1) for part in queries.split(chunk)]
+    return Nearest(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
+
+
+def fidelity(prompts: Sequence[str], found: Nearest, captions: Sequence[Sequence[str]]) -> tuple[float, list[bool]]:
+    """The share of rows whose nearest reference carries the prompt, and which rows those are.
+
+    `captions` are all captions of each reference.
+    """
+    right = [prompt in captions[int(index)] for prompt, index in zip(prompts, found.index, strict=True)]
+    return sum(right) / max(len(right), 1), right
+
+
+def retrieval(texts: Tensor, pictures: Tensor, right: Sequence[int], *, k: int) -> float:
+    """The share of `texts` (N, D) whose own picture (number `right[i]` of `pictures` (M, D)) is among its k best."""
+    best = (texts @ pictures.T).topk(min(k, len(pictures)), dim=1).indices
+    wanted = torch.tensor(list(right), device=best.device)[:, None]
+    return (best == wanted).any(1).float().mean().item()
