@@ -1,0 +1,1 @@
+"""How long things take, beside other packages that do the same: `python -m benchmarks.run NAME`."""
