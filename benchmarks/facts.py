@@ -43,6 +43,7 @@ def _machine() -> dict[str, Any]:
         "flags": {name: name in flags for name in _FLAGS},
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2),  # processes that wanted to run in the last minute
+        "busy_before": psutil.cpu_percent(0.2) / 100,  # share of all cores, just before
     }
 
 

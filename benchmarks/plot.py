@@ -86,7 +86,7 @@ def _said(record: Record) -> list[str]:
         record.facts["command"],
         f"{record.facts['date']}, {record.seconds:.0f} s",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {threads} threads",
-        f"{flags}; load before: {machine['load_before']}",
+        f"{flags}; before: load {machine['load_before']}, {machine['busy_before']:.0%} busy",
         ", ".join(f"{name} {version}" for name, version in record.facts["versions"].items()),
     ]
 

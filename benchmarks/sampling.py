@@ -89,7 +89,7 @@ def _networks(
     except peers.Missing as missing:
         outcome.skip("lucidrains Unet", str(missing))
     rounds = options.rounds or (2 if options.quick else 15)
-    return measure(f"a DDIM step, batch {batch}", variants, rounds=rounds, warmup=1, budget=75, checks=checks)
+    return measure(f"a DDIM step, batch {batch}", variants, rounds=rounds, warmup=1, budget=60, checks=checks)
 
 
 def _prepared(network: nn.Module, best: bool) -> nn.Module:
@@ -182,7 +182,7 @@ def _samplers(shape: peers.Shape, batch: int, options: Options, outcome: Outcome
         variants.append(Variant(f"carrara {name}", mine, calls, peer=f"diffusers {theirs}"))
         variants.append(Variant(f"diffusers {theirs}", other, calls))
     rounds = options.rounds or (2 if options.quick else 31)
-    return measure(f"the sampler alone, batch {batch}", variants, unit="us", rounds=rounds, warmup=2, budget=30)
+    return measure(f"the sampler alone, batch {batch}", variants, unit="us", rounds=rounds, warmup=2, budget=20)
 
 
 def _ours_free(sampler: Any, denoiser: Denoiser, noise: Tensor, times: tuple[float, ...]) -> Callable[[], Tensor]:

@@ -59,14 +59,14 @@ def run(options: Options) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         words = [folder, "TINY" if options.quick else "FULL", *(["diffusers"] if diffusers else [])]
         _process("-c", _SAVE, *words)()
-        rounds = options.rounds or (1 if options.quick else 11)
+        rounds = options.rounds or (1 if options.quick else 9)
         table = measure(
             "a fresh process",
             _variants(Path(folder), diffusers),
             unit="s",
             rounds=rounds,
             warmup=0 if options.quick else 1,
-            budget=200,
+            budget=150,
         )
     outcome.tables.append(table)
     if not options.quick:

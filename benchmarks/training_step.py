@@ -64,7 +64,7 @@ def _steps(shape: peers.Shape, batch: int, options: Options, outcome: Outcome) -
         loaded = _batch(Path(folder), shape, batch)
         variants = _variants(shape, loaded, Path(folder), outcome)
         rounds = options.rounds or (2 if options.quick else 9)
-        return measure(f"a training step, batch {batch}", variants, rounds=rounds, warmup=2, budget=200)
+        return measure(f"a training step, batch {batch}", variants, rounds=rounds, warmup=2, budget=150)
 
 
 def _variants(shape: peers.Shape, batch: Batch, folder: Path, outcome: Outcome) -> list[Variant]:

@@ -98,7 +98,14 @@ def record() -> Record:
     facts = {
         "command": "python -m benchmarks.run work",
         "date": "2025-01-01T00:00:00+00:00",
-        "machine": {"processor": "x", "cores": 2, "memory_gib": 1.0, "flags": {"avx2": True}, "load_before": 0.0},
+        "machine": {
+            "processor": "x",
+            "cores": 2,
+            "memory_gib": 1.0,
+            "flags": {"avx2": True},
+            "load_before": 0.0,
+            "busy_before": 0.0,
+        },
         "threads": 1,
         "versions": {"python": "3"},
     }
