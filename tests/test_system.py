@@ -196,7 +196,7 @@ def test_damaged_folders_are_refused_with_a_sentence(system: System, tmp_path: P
         with pytest.raises(CarraraError, match=match):
             load_component(parts["decoder"], "decoder")
     description.write_text(text)
-    with pytest.raises(StorageError, match="no model.json"):
+    with pytest.raises(StorageError, match=r"no model\.json"):
         load(tmp_path)
     with pytest.raises(RecipeError, match="assemble"):
         load(parts["decoder"])

@@ -165,7 +165,7 @@ def _retrieval(system: System, pictures: Pictures, out: Path, seen: Tensor) -> d
 
 
 def _memorisation(made: Nearest, held: Tensor, z: Tensor) -> dict[str, float]:
-    """Distances to the nearest training picture, in the latents' unit scale; the held-out pictures' own for comparison."""
+    """Distances to the nearest training picture, in the latents' unit scale, and those of held-out pictures."""
     per = z[0].numel() ** 0.5
     return {
         "nearest_training_distance": made.distance.mean().item() / per,
@@ -174,15 +174,9 @@ def _memorisation(made: Nearest, held: Tensor, z: Tensor) -> dict[str, float]:
 
 
 def _shown(pictures: Pictures, asked: Sequence[str], seed: int) -> tuple[list[str], list[bool]]:
-    """The grid's prompts: held-out names and some combinations first, then names that were trained on."""
+    """The grid's prompts: names that were trained on, then held-out names and combinations."""
     held = [pictures.captions[i][0] for i in pictures.heldout]
-    composed = [
-        "cat with heart eyes",
-        "angry red face",
-        "green apple with smiling face",
-        "blue bird",
-        "sleepy dog face",
-    ]
+    composed = ["cat with heart eyes", "angry cat", "green apple with smiling face", "blue bird", "sleepy dog"]
     composed = [prompt for prompt in composed if prompt not in asked]
     unseen = [*held[:11], *composed]
     prompts = [*asked[: _SHOWN - len(unseen)], *unseen]

@@ -159,7 +159,9 @@ def _training(report: Report, out: Path, parts: Mapping[str, Part], measured: Me
             Series("training", [e["step"] for e in steps], [e["loss"] for e in steps], window=max(5, len(steps) // 40))
         ]
         if held:
-            series.append(Series("held out", [e["step"] for e in held], [e["figures"]["loss"] for e in held], dashed=True))
+            series.append(
+                Series("held out", [e["step"] for e in held], [e["figures"]["loss"] for e in held], dashed=True)
+            )
         report.plot(Lines(f"{_NAMES[name]}: loss", tuple(series), Axis("step"), Axis("loss", log=True)))
     levels = measured.levels
     report.plot(

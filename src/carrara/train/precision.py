@@ -30,7 +30,7 @@ def candidates(device: torch.device, asked: Literal["auto", "float32", "bfloat16
         return ("bfloat16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ("float32",)
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return ("float32", "bfloat16") if able.get("amx_bf16") or able.get("avx512_bf16") else ("float32",)
+        return ("bfloat16", "float32") if able.get("amx_bf16") or able.get("avx512_bf16") else ("float32",)
     return ("float32",)
 
 

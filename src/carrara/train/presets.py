@@ -22,6 +22,7 @@ PIXELS = 32
 
 _BATCHES = {16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 8}  # side -> rows a step
 _SHARES = {"text": 0.1, "decoder": 0.35, "generator": 0.55}  # of the time
+_DEVIATION = 0.5  # standard deviation of pixels in [-1, 1], about
 _LATENT, _DOWN = 16, 8  # channels of a latent, and pixels of the picture a side of it
 
 
@@ -65,7 +66,7 @@ def text_table(
         "task": {
             "kind": "contrastive",
             "vocabulary": 1024 if captions <= 5_000 else 4096 if captions <= 100_000 else 16384,
-            "length": max(24, min(96, -(-2 * (words + 2) // 8) * 8)),
+            "length": max(16, min(96, -(-2 * (words + 2) // 8) * 8)),
             "network": {"kind": "transformer", "width": 256, "depth": 4, "heads": 4},
             "picture": {
                 "kind": "convolutional",
@@ -76,8 +77,9 @@ def text_table(
             "augment": {"shift": 0.06, "scale": 0.15},
         },
         "train": {
-            "batch": max(1, min(128, 4 * batch_size(size), pictures)),
+            "batch": max(1, min(64, 4 * batch_size(size), pictures)),
             "learning_rate": 1e-3,
+            "betas": [0.9, 0.98],
             "decay": "cosine",
             "warmup": 50,
             "weight_decay": 0.01,
@@ -95,18 +97,15 @@ def decoder_table(*, size: int, channels: int, pictures: int = 1_000_000) -> dic
                 "kind": "kl",
                 "latent": _LATENT,
                 "down": _DOWN,
-                "patch": 4,
-                "widths": [128, 256],
-                "encoder_blocks": [1, 1],
-                "decoder_blocks": [2, 2],
             },
             "loss": {"l1": 1.0, "l2": 1.0, "edges": 1.0, "kl": 1e-6},
         },
         "train": {
-            "batch": batch_size(size, pictures),
-            "learning_rate": 1e-3,
+            "batch": min(32, batch_size(size, pictures)),
+            "learning_rate": 2e-3,
+            "betas": [0.9, 0.99],
             "decay": "cosine",
-            "warmup": 50,
+            "warmup": 60,
             "ema": 0.99,
         },
     }
@@ -126,7 +125,8 @@ def generator_table(
             "drop": 0.0 if text == "unconditional" else 0.1,
             "network": _unet(size) if pixels else _dit(size),
             "schedule": {"kind": "linear"},
-            "parameterization": {"kind": "flow"},
+            # the straight path's velocity with what x_t says of it taken off: unit variance in and out at every t
+            "parameterization": {"kind": "karras", "sigma_data": _DEVIATION if pixels else 1.0},
             "draw": {"kind": "logit-normal"},
             "settings": {
                 "sampler": {"kind": "ddim"},
@@ -135,8 +135,9 @@ def generator_table(
             },
         },
         "train": {
-            "batch": batch_size(size, pictures) if pixels else max(1, min(64, 4 * batch_size(size), pictures)),
-            "learning_rate": 5e-4,
+            "batch": batch_size(size, pictures) if pixels else max(1, min(128, 4 * batch_size(size), pictures)),
+            "learning_rate": 1e-3,
+            "betas": [0.9, 0.95],
             "decay": "cosine",
             "warmup": 100,
             "ema": 0.999,

@@ -154,11 +154,14 @@ class Run:
             },
         }
 
-    def plan(self, seconds: float | None = None) -> Recipe:
-        """Fixes the number of steps for the time budget (`minutes`, or `seconds` here); nothing is written."""
-        budget = seconds if seconds is not None else self.recipe.minutes * 60
-        if budget and not (self.folder / _RESOLVED).is_file():
+    def plan(self, seconds: Callable[[], float] | None = None) -> Recipe:
+        """Fixes the number of steps for the time budget; nothing is written.
+
+        The budget is the recipe's `minutes`, or what `seconds` says once a step has been timed.
+        """
+        if self.recipe.minutes and not (self.folder / _RESOLVED).is_file():
             measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
+            budget = seconds() if seconds is not None else self.recipe.minutes * 60
             steps = max(1, int(budget / measured.seconds))
             warmup = min(self.recipe.train.warmup, max(1, steps // 10))
             train = dataclasses.replace(self.recipe.train, steps=steps, precision=measured.precision, warmup=warmup)
@@ -168,7 +171,7 @@ class Run:
             self.say(f"{pace}: {steps} steps fit into {budget:.0f} s")
         return self.recipe
 
-    def resolve(self, seconds: float | None = None) -> Recipe:
+    def resolve(self, seconds: Callable[[], float] | None = None) -> Recipe:
         """`plan`, and writes recipe.toml where there is none yet."""
         recipe = self.plan(seconds)
         if not (self.folder / _RESOLVED).is_file():

