@@ -74,7 +74,7 @@ def measure_step_seconds(
     training: Training,
     *,
     device: torch.device | str = "cpu",
-    repeats: int = 5,
+    repeats: int = 10,
 ) -> StepTime:
     """The time of a training step and the precision that "auto" comes to here; the task is unchanged afterwards."""
     where = torch.device(device)
@@ -179,7 +179,7 @@ def _choose(state: State, loader: BatchSource, world: World, snapshot: dict[str,
     """Sets the precision to the faster of the possible ones and returns its seconds a step.
 
     Precisions are compared by their fastest step, which other work on the machine disturbs least; a precision that is
-    slower by half is not measured further. What is returned is the median.
+    slower by half is not measured further. What is returned is the median of the later half, when caches have settled.
     """
     found: dict[Precision, list[float]] = {}
     failed: NonFiniteError | None = None
@@ -194,7 +194,8 @@ def _choose(state: State, loader: BatchSource, world: World, snapshot: dict[str,
     if not found:
         raise failed or RecipeError("no precision could be measured")
     state.precision = min(found, key=lambda precision: min(found[precision]))
-    return statistics.median(found[state.precision])
+    times = found[state.precision]
+    return statistics.median(times[len(times) // 2 :])
 
 
 def _time_steps(state: State, loader: BatchSource, world: World, repeats: int, limit: float) -> list[float]:

@@ -116,7 +116,7 @@ def generator_table(
 ) -> dict[str, Table]:
     """A generator; `text` is a component folder, "labels" or "unconditional", `decoder` one or "pixels"."""
     pixels = decoder == "pixels"
-    guidance: Table = {"kind": "plain"} if text == "unconditional" else {"kind": "classifier-free", "scale": 2.5}
+    guidance: Table = {"kind": "plain"} if text == "unconditional" else {"kind": "classifier-free", "scale": 3.0}
     return {
         "task": {
             "kind": "diffusion",
