@@ -57,13 +57,8 @@ def test_make_targets_exist() -> None:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
 
 
-@pytest.mark.slow
-def test_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands for one's own folder, in their order, with a few steps a part."""
-    own_folder(tmp_path, monkeypatch)
-
-
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
     from PIL import Image
 

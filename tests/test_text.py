@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from carrara.nn import ImageEncoder, TextTransformer
 from carrara.run import finish
-from carrara.text import ContrastiveText, Labels, Unconditional, contrastive_loss, train_tokenizer
+from carrara.text import ContrastiveText, Labels, Unconditional, Whitening, contrastive_loss, train_tokenizer
 from carrara.types import Condition
 
 CAPTIONS = ["red apple", "green apple", "grinning face", "cat face", "face with tears of joy", "lady beetle"]
@@ -104,3 +104,33 @@ def test_an_unconditional_model_refuses_prompts_instead_of_ignoring_them() -> No
     assert finish(Unconditional().start(["", ""])) == Condition()
     with pytest.raises(ValueError, match="no text encoder"):
         finish(Unconditional().start(["a cat"]))
+
+
+def test_whitening_gives_mean_zero_and_unit_covariance_and_is_measured_once(encoder: ContrastiveText) -> None:
+    torch.manual_seed(2)
+    mixing = torch.randn(6, 6) * torch.tensor([9.0, 5.0, 1.0, 0.5, 0.3, 0.2])
+    x = torch.randn(4000, 6) @ mixing.T + 3
+    whitening = Whitening(6)
+    assert torch.equal(whitening(x), x)
+    whitening.measure(x)
+    y = whitening(x)
+    torch.testing.assert_close(y.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    values = torch.linalg.eigvalsh(torch.cov(y.T))
+    original = torch.linalg.eigvalsh(torch.cov(x.T))
+    torch.testing.assert_close(values, (original / (original + 1e-4 * original[-1])).sort().values, atol=1e-3, rtol=0)
+
+
+def test_measuring_changes_what_a_generator_reads_and_its_fingerprint_but_not_the_features() -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(CAPTIONS, vocabulary=300)
+    network = TextTransformer(vocabulary=300, width=32, depth=2, heads=2, length=12, pooled=16)
+    text = ContrastiveText(tokenizer, network, ImageEncoder(width=16, widths=(16, 32), blocks=(1, 1))).eval()
+    before, features = text.space, text.text_features(CAPTIONS)
+    text.measure(CAPTIONS)
+    assert text.space.fingerprint != before.fingerprint
+    assert torch.equal(text.text_features(CAPTIONS), features)
+    with torch.no_grad():
+        condition: Condition = finish(text.start(CAPTIONS))
+    assert condition.tokens is not None and condition.mask is not None
+    assert bool((condition.tokens[~condition.mask] == 0).all())
+    torch.testing.assert_close(condition.tokens[condition.mask].mean(0), torch.zeros(32), atol=1e-4, rtol=0)

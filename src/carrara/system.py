@@ -93,6 +93,8 @@ class System:
                 f"{len(prompts)} prompts, {len(negative)} negative prompts and {len(request.seeds)} seeds; "
                 "a request has one of each a picture"
             )
+        if request.inputs:
+            raise ValueError(f"inputs {sorted(request.inputs)} were given, and no part of this system reads any")
         both = yield from self.text.start(prompts + negative)
         condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
         rng = Rng.seeds(request.seeds)

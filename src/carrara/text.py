@@ -5,7 +5,9 @@ its picture to unit vectors u_i, v_i, and over a batch the right pairs are told 
 
     loss = 1/2 [ CE(s u_i . v_j, i) + CE(s v_i . u_j, i) ],      s = exp(learned scale), at most 100
 
-Rows that share a caption are each other's right answers too. The null condition is the encoding of the empty prompt,
+Rows that share a caption are each other's right answers too. Such features gather in a few directions, in which a
+generator cannot tell hundreds of concepts apart; what it reads is therefore whitened, to mean 0 and covariance near I
+over the captions, measured once and stored with the weights. The null condition is the encoding of the empty prompt,
 the same object in training and in sampling.
 """
 
@@ -32,6 +34,7 @@ __all__ = [
     "Labels",
     "TextEncoder",
     "Unconditional",
+    "Whitening",
     "contrastive_loss",
     "train_tokenizer",
 ]
@@ -100,6 +103,9 @@ class ContrastiveText(Configured, nn.Module):
         self.network = network
         self.picture = picture
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        config: Any = network.config
+        width, pooled = config["width"], config["pooled"] or config["width"]
+        self.whiten_tokens, self.whiten_vector = Whitening(width), Whitening(pooled)
 
     @cached_property
     def _encoder(self) -> Any:
@@ -119,8 +125,34 @@ class ContrastiveText(Configured, nn.Module):
             "text",
             (self.length, config["width"], config["pooled"] or config["width"]),
             config["vocabulary"],
-            fingerprint(self.network.state_dict(), self.tokenizer.data),
+            fingerprint(self._encoding_state(), self.tokenizer.data),
         )
+
+    def _encoding_state(self) -> dict[str, Tensor]:
+        """What decides the Condition; the picture tower and the scale do not."""
+        return {name: t for name, t in self.state_dict().items() if not name.startswith(("picture.", "log_scale"))}
+
+    @torch.no_grad()
+    def measure(self, prompts: Sequence[str]) -> None:
+        """Measures the whitening over the different prompts, before which `start` gives the features as they are."""
+        features = []
+        for i in range(0, len(prompts), 256):
+            ids, mask = (tensor.to(self.log_scale.device) for tensor in self.tokenize(prompts[i : i + 256]))
+            tokens, vector = self._read(ids, mask)
+            features.append((tokens[mask], vector))
+        self.whiten_tokens.measure(torch.cat([tokens for tokens, _ in features]))
+        self.whiten_vector.measure(torch.cat([vector for _, vector in features]))
+
+    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        # whitening enlarges small differences, which low precision would drown
+        with torch.autocast(ids.device.type, enabled=False):
+            tokens, vector = self.network(ids, mask)
+        return tokens.float(), vector.float()
+
+    def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened tokens (B, L, D), zero where the mask is false, and the whitened vector (B, D')."""
+        tokens, vector = self._read(ids, mask)
+        return self.whiten_tokens(tokens) * mask[:, :, None], self.whiten_vector(vector)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (B, length) int64, padded, and their mask (B, length) bool. What is too long is cut; see `cuts`."""
@@ -143,7 +175,7 @@ class ContrastiveText(Configured, nn.Module):
     def start(self, prompts: Sequence[str]) -> Rounds:
         """The Condition of the prompts: one call of the text tower."""
         ids, mask = (tensor.to(self.log_scale.device) for tensor in self.tokenize(prompts))
-        ((tokens, pooled),) = yield Round((Ask(self.network, (ids, mask)),))
+        ((tokens, pooled),) = yield Round((Ask(self.encode, (ids, mask)),))
         return Condition(tokens=tokens, mask=mask, vector=pooled)
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
@@ -154,6 +186,36 @@ class ContrastiveText(Configured, nn.Module):
     def picture_features(self, images: Tensor) -> Tensor:
         """Unit vectors (B, D') of pictures (B, C, H, W) in [-1, 1]."""
         return F.normalize(self.picture(images).float(), dim=-1)
+
+
+class Whitening(nn.Module):
+    """x -> (x - mean) C^(-1/2) with the covariance C of data, a ten-thousandth of its largest eigenvalue added to all.
+
+    Before `measure` it changes nothing.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("matrix", torch.eye(width))
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """Measures mean and covariance of the rows of x (N, D)."""
+        rows = x.double().cpu()
+        mean = rows.mean(0)
+        values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / max(len(rows) - 1, 1))
+        scale = (values.clamp(min=0) + 1e-4 * values.max().clamp(min=1e-12)).rsqrt()
+        self.mean.copy_(mean)
+        self.matrix.copy_((vectors * scale) @ vectors.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D), whitened, in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.float() - self.mean) @ self.matrix
 
 
 def contrastive_loss(text: Tensor, pictures: Tensor, log_scale: Tensor, same: Tensor) -> Tensor:

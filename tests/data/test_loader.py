@@ -57,6 +57,11 @@ def test_every_epoch_is_a_permutation(pictures: Pictures, batch: int) -> None:
     assert len(set(epochs)) == 4
 
 
+def test_the_fingerprint_is_of_pictures_and_flips(pictures: Pictures) -> None:
+    assert Loader(pictures, 5, 3).fingerprint == Loader(pictures, 8, 4).fingerprint
+    assert Loader(pictures, 5, 3).fingerprint != Loader(pictures, 5, 3, flip=False).fingerprint
+
+
 def test_batch_size_does_not_change_the_samples(pictures: Pictures) -> None:
     """Sample g is one picture, caption and flip, whatever the batches are."""
     small, large = Loader(pictures, 3, 1), Loader(pictures, 12, 1)

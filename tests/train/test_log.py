@@ -19,7 +19,7 @@ from PIL import Image
 from carrara.errors import RecipeError, StorageError
 from carrara.train import fit
 from carrara.train.grid import save_grid
-from carrara.train.log import Event, Log, Progress, TensorBoard, peak_memory_bytes, read_log
+from carrara.train.log import Event, Log, Progress, TensorBoard, peak_memory_bytes, read_log, reset_peak_memory
 from train.toy import ToyLoader, ToyTask, settings
 
 STEP = {"step": 1, "loss": 0.5, "images_per_second": 10.0, "grad_norm": 1.0, "memory": 2**20}
@@ -191,3 +191,11 @@ def test_a_disk_that_refuses_a_picture_is_a_sentence(tmp_path: Path) -> None:
 
 def test_memory_is_counted() -> None:
     assert 2**24 < peak_memory_bytes(torch.device("cpu")) < 2**40
+
+
+def test_the_peak_of_memory_is_counted_anew() -> None:
+    device = torch.device("cpu")
+    torch.ones(2**26).sum()  # 256 MiB, given back
+    before = peak_memory_bytes(device)
+    if reset_peak_memory(device):
+        assert peak_memory_bytes(device) < before - 2**27

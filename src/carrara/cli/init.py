@@ -238,13 +238,14 @@ def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tupl
     from carrara.decoder import Pixels
     from carrara.store import kinds
     from carrara.text import Labels, Unconditional
+    from carrara.train.log import reset_peak_memory
     from carrara.train.preflight import measure_step_seconds
     from carrara.train.recipe import Recipe, choose_device
 
     plain = {key: value for key, value in part.table.items() if key != "data"}
     recipe: Recipe = build(Recipe, {**plain, "data": {"folder": pictures.settings.folder}}, kinds())
     device = choose_device("auto")
-    here, before = _reset_memory(), _memory()
+    here, before = reset_peak_memory(device), _memory()
     if part.role == "generator":
         if text is None:
             text = Labels(pictures.classes) if part.table["task"]["text"] == "labels" else Unconditional()
@@ -268,15 +269,6 @@ def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tupl
         used = int(before + fixed + (used - before - fixed) * batch / rows)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else count(torch.get_num_threads(), "thread")
     return _Cost(time.seconds * batch / rows, used, time.precision, name), task
-
-
-def _reset_memory() -> bool:
-    """Starts the count of this process's peak memory again, where the system lets us."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def _memory() -> int:

@@ -47,6 +47,11 @@ class Loader:
         """Training pictures in an epoch."""
         return len(self.pictures.train)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the batches are cut from: a run that goes on with another one is refused."""
+        return f"{self.pictures.fingerprint}-flip" if self.flip else self.pictures.fingerprint
+
     def samples(self, step: int) -> np.ndarray:
         """This rank's sample numbers at `step`: int64 (B / world,)."""
         if step < 0:

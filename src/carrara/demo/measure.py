@@ -18,7 +18,7 @@ from torch import Tensor
 from carrara.data import DataSettings, open_pictures
 from carrara.data.pictures import Pictures
 from carrara.decoder import psnr
-from carrara.diffusion.loss import DenoisingLoss
+from carrara.diffusion.loss import DenoisingLoss, Uniform
 from carrara.evaluate.fidelity import Nearest, fidelity, nearest, retrieval
 from carrara.rng import Rng, permutation
 from carrara.run import finish
@@ -67,7 +67,6 @@ class Measured(NamedTuple):
     levels: Levels
     originals: Tensor
     reconstructions: Tensor
-    seconds_per_picture: float
 
 
 def measure(out: Path, *, seed: int, batch: int = 50) -> Measured:
@@ -121,7 +120,6 @@ def measure(out: Path, *, seed: int, batch: int = 50) -> Measured:
         levels,
         originals,
         reconstructions,
-        each,
     )
 
 
@@ -147,11 +145,12 @@ def _sample(system: System, prompts: Sequence[str], seeds: Sequence[int], batch:
 
 
 def _retrieval(system: System, pictures: Pictures, out: Path, seen: Tensor) -> dict[str, float]:
-    """Names and aliases against all training pictures; the aliases are words that training never read."""
+    """Names and aliases against all training pictures; an alias that is the name of another picture was read."""
     lines = (out / "data" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     aliases = {row["file_name"]: row["aliases"] for row in map(json.loads, lines)}
     places = {pictures.names[i]: place for place, i in enumerate(pictures.train)}
-    asked = [(alias, place) for name, place in places.items() for alias in aliases.get(name, ())]
+    read = {pictures.captions[i][0] for i in pictures.train}
+    asked = [(alias, place) for name, place in places.items() for alias in aliases[name] if alias not in read]
     features: Callable[..., Tensor] = system.text.text_features  # type: ignore[attr-defined]
     words = features([alias for alias, _ in asked])
     names = features([pictures.captions[i][0] for i in pictures.train])
@@ -208,7 +207,7 @@ def _forward(system: System, image: Tensor, seed: int) -> tuple[tuple[float, ...
 
 def _levels(system: System, pictures: Pictures, seed: int) -> Levels:
     generator: Any = system.generator
-    objective = DenoisingLoss(draw=None)  # type: ignore[arg-type] # times are given here
+    objective = DenoisingLoss(Uniform())  # which draws nothing: times are given here
     times = tuple((i + 0.5) / _LEVELS for i in range(_LEVELS))
     curves = []
     for rows in (pictures.train[: 4 * len(pictures.heldout)], pictures.heldout):

@@ -30,7 +30,7 @@ from carrara.train.recipe import Recipe, Run
 __all__ = ["Part", "demo"]
 
 SIZE = 64
-_SHARES = {"text": 0.07, "decoder": 0.25}  # of the budget; the generator has what is left
+_SHARES = {"text": 0.09, "decoder": 0.36}  # of the budget; the generator has what is left
 _REPORT = 14.0  # seconds that sampling and measuring need
 _STEPS = 0.94  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints
 
@@ -80,6 +80,13 @@ def demo(minutes: float, out: Path, seed: int, say: Callable[[str], None], *, pr
         raise RecipeError(f"minutes is {minutes:g}; the demo's three parts need at least 0.5 minutes together")
     clock = _Clock(out / "demo.json", minutes, seed)
     clock.note()
+    try:
+        return _run(minutes, out, seed, say, progress, clock)
+    finally:
+        clock.note()  # also what an interrupted part has used
+
+
+def _run(minutes: float, out: Path, seed: int, say: Callable[[str], None], progress: bool, clock: _Clock) -> Path:
     if not (out / "data").is_dir():
         concepts = emojis()
         write_pictures(out / "data", concepts, seed=seed)

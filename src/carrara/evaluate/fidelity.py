@@ -47,6 +47,7 @@ def fidelity(prompts: Sequence[str], found: Nearest, captions: Sequence[Sequence
 
 def retrieval(texts: Tensor, pictures: Tensor, right: Sequence[int], *, k: int) -> float:
     """The share of `texts` (N, D) whose own picture (number `right[i]` of `pictures` (M, D)) is among its k best."""
-    best = (texts @ pictures.T).topk(min(k, len(pictures)), dim=1).indices
+    with torch.autocast(texts.device.type, enabled=False):  # rounded scores would tie
+        best = (texts.float() @ pictures.float().T).topk(min(k, len(pictures)), dim=1).indices
     wanted = torch.tensor(list(right), device=best.device)[:, None]
     return (best == wanted).any(1).float().mean().item()

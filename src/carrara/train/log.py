@@ -237,9 +237,15 @@ def peak_memory_bytes(device: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def reset_peak_memory(device: Any) -> None:
-    """Starts the count of `peak_memory_bytes` again, where the device can."""
+def reset_peak_memory(device: Any) -> bool:
+    """Starts the count of `peak_memory_bytes` again; whether the system let us."""
     if device.type == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes what is resident now
+    except OSError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from carrara.store.atomic import require_space, storage_errors
 from carrara.train.checkpoint import Checkpoint, checkpoints, find_checkpoint, locked, save_checkpoint
 from carrara.train.grid import save_grid
 from carrara.train.judge import heldout_figures, pictures
-from carrara.train.log import Event, Log, Progress, peak_memory_bytes, read_log
+from carrara.train.log import Event, Log, Progress, peak_memory_bytes, read_log, reset_peak_memory
 from carrara.train.optim import learning_rate
 from carrara.train.parallel import World, joined
 from carrara.train.precision import Precision, candidates, compile_networks, compiled_graphs
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     steps: int
     seconds: float  # from start to end, without the pauses between resumes
     images_per_second: float  # in training steps alone
-    peak_memory_bytes: int  # since this process began
+    peak_memory_bytes: int  # of this call, and of the whole process where the system does not count anew
     last_loss: float  # of the first phase, mean over the last batch
     figures: dict[str, float]  # the last held-out figures
     precision: Precision
@@ -122,6 +122,7 @@ class _Run:
         """Takes up the newest checkpoint, or rehearses and writes the first one."""
         if progress:
             self.progress = Progress(self.training.steps)
+        reset_peak_memory(self.state.device)
         found = find_checkpoint(self.folder, self.say, tidy=self.world.first)
         self.world.barrier()
         if found:

@@ -28,6 +28,7 @@ from carrara.data.pictures import Pictures
 from carrara.errors import RecipeError
 from carrara.store import kinds
 from carrara.store.atomic import storage_errors, write_file
+from carrara.train.checkpoint import checkpoints
 from carrara.train.log import Event
 from carrara.train.loop import Outcome, fit
 from carrara.train.parallel import world
@@ -39,6 +40,7 @@ __all__ = ["Recipe", "Run", "choose_device", "read_recipe", "write_recipe"]
 
 _FORMAT_VERSION = 1
 _RESOLVED = "recipe.toml"
+_FREE = ("decoder", "prompts", "settings", "text")  # of a task: how samples look, and in which folders the parts are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,23 @@ class Run:
 
     def _taken_up(self, recipe: Recipe) -> Recipe:
         """The recipe, or for a run with a time budget the one that its first start resolved."""
-        resolved = self.folder / _RESOLVED
-        if not (recipe.minutes and resolved.is_file()):
+        if not self._begun:
             return recipe
-        earlier = read_recipe(resolved)
+        earlier = read_recipe(self.folder / _RESOLVED)
+        if different := _differences(earlier, recipe):
+            raise RecipeError(
+                f"the run in {self.folder} was begun with another task: {', '.join(different)}; "
+                "give these back, or train into a new folder"
+            )
+        if not recipe.minutes:
+            return recipe
         kept = {name: getattr(earlier.train, name) for name in ("steps", "precision", "warmup")}
         return dataclasses.replace(recipe, minutes=0.0, train=dataclasses.replace(recipe.train, **kept))
+
+    @property
+    def _begun(self) -> bool:
+        """Whether there is a run to go on with; what is left of one that failed before its first checkpoint is none."""
+        return (self.folder / _RESOLVED).is_file() and bool(checkpoints(self.folder))
 
     def _facts(self) -> dict[str, Any]:
         found = self.pictures.findings
@@ -159,7 +172,7 @@ class Run:
 
         The budget is the recipe's `minutes`, or what `seconds` says once a step has been timed.
         """
-        if self.recipe.minutes and not (self.folder / _RESOLVED).is_file():
+        if self.recipe.minutes:
             measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
             budget = seconds() if seconds is not None else self.recipe.minutes * 60
             steps = max(1, int(budget / measured.seconds))
@@ -172,9 +185,9 @@ class Run:
         return self.recipe
 
     def resolve(self, seconds: Callable[[], float] | None = None) -> Recipe:
-        """`plan`, and writes recipe.toml where there is none yet."""
+        """`plan`, and writes recipe.toml unless the run has begun with one."""
         recipe = self.plan(seconds)
-        if not (self.folder / _RESOLVED).is_file():
+        if not self._begun:
             self._write()
         return recipe
 
@@ -209,3 +222,13 @@ class Run:
         )
         self._write()  # a run that was made longer says so
         return outcome
+
+
+def _differences(earlier: Recipe, now: Recipe) -> list[str]:
+    """Which settings of the task these change in a way that changes results."""
+    was, now_is = (config.describe(recipe.task, kinds()) for recipe in (earlier, now))
+    return [
+        f"task.{name} (was {was.get(name)!r}, is {now_is.get(name)!r})"
+        for name in sorted({*was, *now_is} - set(_FREE))
+        if was.get(name) != now_is.get(name)
+    ]

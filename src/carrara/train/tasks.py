@@ -156,7 +156,7 @@ class ContrastiveRecipe(TaskRecipe):
             "text_network", {**table, "pooled": width}, "task.network", seed, vocabulary=size, length=self.length
         )
         picture = _built("picture_network", self.picture, "task.picture", seed, channels=pictures.channels, width=width)
-        return ContrastiveTask(ContrastiveText(tokenizer, network, picture).to(device), self)
+        return ContrastiveTask(ContrastiveText(tokenizer, network, picture).to(device), self, captions)
 
 
 class ContrastiveTask(PartTask):
@@ -164,8 +164,9 @@ class ContrastiveTask(PartTask):
 
     role, phase_name, separable = "text", "contrastive", False
 
-    def __init__(self, module: ContrastiveText, recipe: ContrastiveRecipe) -> None:
+    def __init__(self, module: ContrastiveText, recipe: ContrastiveRecipe, captions: Sequence[str]) -> None:
         self.text, self.recipe = module, recipe
+        self.captions = sorted(set(captions))
         super().__init__(module)
         self.networks = (module.network, module.picture)
 
@@ -186,6 +187,14 @@ class ContrastiveTask(PartTask):
         best = (pictures @ text.T).argmax(1)
         right = same[torch.arange(len(best), device=best.device), best]
         return {"loss": rows.mean().item(), "top1": right.float().mean().item()}
+
+    def save(self, folder: Path) -> None:
+        """Measures the whitening over the training captions, then writes the component."""
+        rows = self.captions
+        if len(rows) > 16384:
+            rows = [rows[i] for i in permutation(len(rows), 0, "measure")[:16384]]
+        self.text.measure(rows)
+        super().save(folder)
 
 
 def _thinned(captions: Sequence[str], share: float, rng: Rng) -> list[str]:
@@ -350,9 +359,23 @@ class DiffusionTask(PartTask):
         super().__init__(module)
         self.networks = (module.denoiser.network,)
         self.device = next(module.parameters()).device
+        self._spaces = torch.tensor(list(repr((text.space, decoder.space)).encode()), dtype=torch.uint8)
         self.null: Condition = self._encode_text([""])
         self._prompts = self._encode_prompts()
         self._encodings = self._encode_pictures()
+
+    def state(self) -> dict[str, Tensor]:
+        """Which text encoder and decoder it is trained with, by their spaces' fingerprints."""
+        return {"spaces": self._spaces}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Refuses to go on with other parts than the run was begun with."""
+        found = state.get("spaces")
+        if found is not None and not torch.equal(found.cpu(), self._spaces):
+            raise RecipeError(
+                f"the run was begun with another text encoder or decoder than {self.recipe.text} and "
+                f"{self.recipe.decoder} are now; give those back, or train into a new folder"
+            )
 
     @torch.no_grad()
     def _encode_text(self, prompts: Sequence[str]) -> Condition:

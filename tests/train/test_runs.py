@@ -1,0 +1,84 @@
+"""Runs from recipes: what a resume refuses, and what an attempt that failed leaves behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carrara.config import build
+from carrara.data import write_picture
+from carrara.errors import RecipeError
+from carrara.store import kinds
+from carrara.train.recipe import Recipe, Run
+
+AUTOENCODER = {"kind": "kl", "latent": 4, "widths": [8, 8, 8], "decoder_blocks": [0, 0, 1]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw(tmp_path / "pictures", range(12))
+    return tmp_path
+
+
+def draw(folder: Path, numbers: range) -> None:
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        write_picture(folder / f"{number}.png", pixels)
+
+
+def decoder(folder: Path, *, out: str = "decoder", loss: dict[str, Any] | None = None, **more: Any) -> Run:
+    task = {"kind": "autoencoder", "autoencoder": AUTOENCODER, "loss": loss or {}}
+    return run(folder, out, task, **more)
+
+
+def generator(folder: Path) -> Run:
+    network = {"kind": "dit", "patch": 1, "width": 32, "depth": 1, "heads": 2}
+    return run(folder, "generator", {"kind": "diffusion", "decoder": str(folder / "decoder"), "network": network})
+
+
+def run(folder: Path, out: str, task: dict[str, Any], *, minutes: float = 0.0, seed: int = 0) -> Run:
+    train = {"steps": 2, "batch": 4, "seed": seed, "precision": "float32", "validate_every": 0, "sample_every": 0}
+    table = {
+        "out": str(folder / out),
+        "minutes": minutes,
+        "data": {"folder": str(folder / "pictures"), "size": 16, "heldout": 0.0},
+        "task": task,
+        "train": train,
+    }
+    return Run(build(Recipe, table, kinds()), cache=folder / "cache")
+
+
+def test_other_pictures_are_refused(folder: Path) -> None:
+    decoder(folder).train(progress=False)
+    draw(folder / "pictures", range(12, 15))
+    with pytest.raises(RecipeError, match="other data"):
+        decoder(folder).train(progress=False)
+
+
+def test_another_task_is_refused_by_name(folder: Path) -> None:
+    decoder(folder).train(progress=False)
+    decoder(folder).train(progress=False)  # the same one is finished
+    with pytest.raises(RecipeError, match=r"task\.loss"):
+        decoder(folder, loss={"l2": 3.0})
+
+
+def test_a_generator_does_not_go_on_with_another_decoder(folder: Path) -> None:
+    decoder(folder).train(progress=False)
+    generator(folder).train(progress=False)
+    generator(folder).train(progress=False)
+    shutil.rmtree(folder / "decoder")
+    decoder(folder, seed=1).train(progress=False)
+    with pytest.raises(RecipeError, match="another text encoder or decoder"):
+        generator(folder).train(progress=False)
+
+
+def test_steps_of_an_attempt_that_never_began_are_counted_anew(folder: Path) -> None:
+    first = decoder(folder, minutes=0.002).resolve()
+    assert decoder(folder, minutes=1.0).plan().train.steps > first.train.steps  # it did not get to a checkpoint
+    decoder(folder, minutes=0.002).train(progress=False)
+    begun = decoder(folder, minutes=1.0).plan()
+    assert begun.train.steps == decoder(folder, minutes=0.002).plan().train.steps  # a run keeps its length
