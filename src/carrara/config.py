@@ -26,7 +26,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from carrara.errors import RecipeError
 from carrara.types import Asset
@@ -275,7 +275,34 @@ def _adapter(annotation: Any) -> Any:
     return TypeAdapter(annotation)
 
 
+def _exact(annotation: Any, value: Any) -> Any:
+    """The value where it is of the annotated type beyond doubt, else _BAD: pydantic then judges, and words the error.
+
+    Most files are right, and importing pydantic takes longer than loading a network.
+    """
+    annotation, optional = _optional(annotation)
+    items = get_args(annotation)
+    if value is None:
+        return None if optional else _BAD
+    if annotation in (bool, float, int, str):
+        return value if type(value) is annotation else _BAD
+    if get_origin(annotation) is Literal:
+        return next((item for item in items if type(item) is type(value) and item == value), _BAD)
+    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        each = items[:1] * len(value) if items[1:] == (...,) else items
+        exact = [_exact(*pair) for pair in zip(each, value, strict=True)] if len(each) == len(value) else [_BAD]
+        return _BAD if _BAD in exact else tuple(exact)
+    if isinstance(value, Mapping) and hasattr(annotation, "_field_defaults"):  # a NamedTuple
+        hints = typing.get_type_hints(annotation)
+        given = {name: _exact(hints.get(name), item) for name, item in value.items()}
+        whole = given.keys() | annotation._field_defaults.keys() == hints.keys() and _BAD not in given.values()
+        return annotation(**given) if whole else _BAD
+    return _BAD
+
+
 def _plain(annotation: Any, value: Any, path: tuple[str, ...], problems: list[Problem]) -> Any:
+    if (exact := _exact(annotation, value)) is not _BAD:
+        return exact
     from pydantic import ValidationError
 
     try:

@@ -112,7 +112,7 @@ def measure(out: Path, *, seed: int, batch: int = 50) -> Measured:
         samples,
         asked,
         made,
-        references[by_latent.index],
+        references[by_latent.number],
         right,
         by_latent.distance.tolist(),
         forward,

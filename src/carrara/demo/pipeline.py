@@ -30,7 +30,7 @@ from carrara.train.recipe import Recipe, Run
 __all__ = ["Part", "demo"]
 
 SIZE = 64
-_SHARES = {"text": 0.09, "decoder": 0.36}  # of the budget; the generator has what is left
+_SHARES = {"text": 0.15, "decoder": 0.34}  # of the budget; the generator has what is left
 _REPORT = 14.0  # seconds that sampling and measuring need
 _STEPS = 0.94  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints
 

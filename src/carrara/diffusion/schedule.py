@@ -94,6 +94,10 @@ class Schedule(ABC):
         if isinstance(t, Tensor):
             alpha, sigma = self(t)
             return 2 * (alpha.log() - sigma.log())
+        return self._cached_logsnr(float(t))
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - as above
+    def _cached_logsnr(self, t: float) -> float:
         return self.logsnr(_scalar(t)).item()
 
 
@@ -149,6 +153,8 @@ class Tabulated(Schedule):
             )
         alphas, sigmas, logsnrs = self._table
         entry = nearest.long()
+        if bool(exact.all()):  # as nearly always; nothing lies between
+            return alphas[entry], sigmas[entry]
         below = position.floor().clamp(1, self.steps - 1 if self.steps > 1 else 1).long()
         above = (below + 1).clamp(max=self.steps)
         share = position - below

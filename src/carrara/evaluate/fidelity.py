@@ -18,9 +18,9 @@ __all__ = ["Nearest", "fidelity", "nearest", "retrieval"]
 
 
 class Nearest(NamedTuple):
-    """For each query its nearest reference: index (N,) and distance (N,)."""
+    """For each query the number of its nearest reference (N,) and the distance to it (N,)."""
 
-    index: Tensor
+    number: Tensor
     distance: Tensor
 
 
@@ -41,7 +41,7 @@ def fidelity(prompts: Sequence[str], found: Nearest, captions: Sequence[Sequence
 
     `captions` are all captions of each reference.
     """
-    right = [prompt in captions[int(index)] for prompt, index in zip(prompts, found.index, strict=True)]
+    right = [prompt in captions[int(number)] for prompt, number in zip(prompts, found.number, strict=True)]
     return sum(right) / max(len(right), 1), right
 
 

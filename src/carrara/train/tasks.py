@@ -166,7 +166,7 @@ class ContrastiveTask(PartTask):
 
     def __init__(self, module: ContrastiveText, recipe: ContrastiveRecipe, captions: Sequence[str]) -> None:
         self.text, self.recipe = module, recipe
-        self.captions = sorted(set(captions))
+        self.captions = sorted({*captions} - {""})
         super().__init__(module)
         self.networks = (module.network, module.picture)
 
@@ -193,7 +193,7 @@ class ContrastiveTask(PartTask):
         rows = self.captions
         if len(rows) > 16384:
             rows = [rows[i] for i in permutation(len(rows), 0, "measure")[:16384]]
-        self.text.measure(rows)
+        self.text.measure(["", *rows])  # the null prompt is read as often as any
         super().save(folder)
 
 
