@@ -116,7 +116,7 @@ def test_whitening_gives_mean_zero_and_unit_covariance_and_is_measured_once(enco
     y = whitening(x)
     torch.testing.assert_close(y.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
     values = torch.linalg.eigvalsh(torch.cov(y.T))
-    original = torch.linalg.eigvalsh(torch.cov(x.T))
+    original = torch.linalg.eigvalsh(torch.cov(x.double().T)).float()
     torch.testing.assert_close(values, (original / (original + 1e-4 * original[-1])).sort().values, atol=1e-3, rtol=0)
 
 

@@ -133,7 +133,7 @@ class Latents(Configured, nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, H, W), clamped to [-1, 1]."""
-        return self.autoencoder.decode(z * self.std + self.mean).clamp(-1, 1)  # type: ignore[operator, no-any-return]
+        return self.autoencoder.decode(z * self.std + self.mean).clamp(-1, 1)  # type: ignore[operator]
 
     def start(self, z: Tensor, condition: Condition, null: Condition, rng: Rng, settings: Any = None) -> Rounds:
         """One call of the decoding half."""

@@ -23,6 +23,7 @@ def check(
     channels: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=256, help="Make them grey (1) or colour (3).")
     ] = None,
+    depth: Annotated[int | None, typer.Option(metavar="N", help="Give them 8 or 16 bits a channel.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the report.  [default: carrara-<name of FOLDER>]")
     ] = None,
@@ -41,7 +42,7 @@ def check(
     voice = Voice(silent=as_json)
     target = out or default_folder(folder)
     require_writable(target)
-    settings = DataSettings(folder=str(folder), size=size, channels=channels)
+    settings = DataSettings(folder=str(folder), size=size, channels=channels, depth=depth)  # type: ignore[arg-type]
     with Counter(1, "pictures", silent=as_json) as counter:
 
         def progress(done: int, total: int) -> None:

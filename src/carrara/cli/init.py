@@ -75,9 +75,9 @@ def _commands(parts: list[PartRecipe], shape: Shape, target: Path) -> list[str]:
     for part in parts:
         if part.role != "generator":
             named += [f"--{part.role}", part.table["out"]]
-    channels = ["--channels", shape.convert["channels"]] if "channels" in shape.convert else []
+    convert = [word for name, value in shape.convert.items() for word in (f"--{name}", value)]
     return [
-        command("data", "check", shape.folder, "--size", shape.size, *channels, "--out", target),
+        command("data", "check", shape.folder, "--size", shape.size, *convert, "--out", target),
         *(command("train", part.path) for part in parts),
         command("assemble", "--generator", target / "generator", *named, target / "system"),
         command("sample", target / "system", *([shape.example] if shape.example else ["--count", 4])),
