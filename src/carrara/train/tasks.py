@@ -292,6 +292,7 @@ class DiffusionRecipe(TaskRecipe):
     draw: TimeDistribution = field(default_factory=LogitNormal)
     weight: Weight = field(default_factory=Unit)
     drop: float = 0.1  # share of rows trained on the null condition, for classifier-free guidance
+    part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
     settings: SamplingSettings = field(default_factory=SamplingSettings)  # how it is sampled unless told otherwise
     prompts: tuple[str, ...] = ()  # of the sample grid; none: captions of the data
 
@@ -338,6 +339,15 @@ class DiffusionRecipe(TaskRecipe):
                 f"the data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
             )
         return decoder
+
+
+def _parts(caption: str) -> list[str]:
+    """Parts of a caption: all but one of its words, and each word alone."""
+    words = caption.split()
+    if len(words) < 2:
+        return []
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    return list(dict.fromkeys([*without, *words]))
 
 
 class DiffusionTask(PartTask):
@@ -395,6 +405,8 @@ class DiffusionTask(PartTask):
             if isinstance(self.text, Labels)
             else [c for said in self.pictures.captions for c in said]
         )
+        if self.recipe.part and not isinstance(self.text, Labels):
+            all_said = [part for caption in all_said for part in (caption, *_parts(caption))]
         different = list(dict.fromkeys([*all_said, ""]))
         if self.null.tokens is not None and len(different) * self.null.tokens.nbytes > _CACHED_BYTES:
             return None
@@ -428,8 +440,19 @@ class DiffusionTask(PartTask):
             return self._encode(batch.images)
         return self._encodings[list(batch.index)]
 
+    def _partly_said(self, batch: Batch, rng: Rng) -> Sequence[str]:
+        said = self._said(batch)
+        if not self.recipe.part or isinstance(self.text, Labels):
+            return said
+        draws = rng.uniform((2,)).tolist()
+        choices = [(caption, _parts(caption)) for caption in said]
+        return [
+            parts[int(which * len(parts))] if parts and whether < self.recipe.part else caption
+            for (caption, parts), (whether, which) in zip(choices, draws, strict=True)
+        ]
+
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        condition = self._condition(self._said(batch))
+        condition = self._condition(self._partly_said(batch, rng.fork("part")))
         if self.recipe.drop and not isinstance(self.text, Unconditional):
             keep = rng.fork("drop").uniform() >= self.recipe.drop
             condition = condition.where(keep, self.null.rows([0] * len(batch)))
