@@ -73,5 +73,6 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("source-read", list_modules)
 
+
 # Two modules may have a class of one name (a report of a folder, a report of a model); the links are by module then.
 suppress_warnings = ["ref.python"]
