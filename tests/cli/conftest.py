@@ -71,7 +71,7 @@ def write_pictures(folder: Path) -> None:
 _TRAIN = ("train.steps=4", "train.batch=8", "train.precision=float32")
 TINY = {
     "text": ("task.network.width=32", "task.network.depth=1", "task.network.heads=2", "task.picture.widths=[16,16,16]"),
-    "decoder": ("task.autoencoder.widths=[16,16]", "task.autoencoder.latent=4"),
+    "decoder": ("task.autoencoder.widths=[16,16,16]", "task.autoencoder.latent=4"),
     "generator": ("task.network.width=32", "task.network.depth=1", "task.network.heads=2"),
 }
 

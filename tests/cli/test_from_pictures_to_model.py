@@ -91,7 +91,7 @@ def test_dry_run_begins_nothing(project: Path, tmp_path: Path) -> None:
     words = ["train", "carrara-pics/decoder.toml", "--out", tmp_path / "run", "--dry-run", *tiny("decoder")]
     facts = json.loads(done(*words, "--json", cwd=project).out)
     assert facts["recipe"]["train"]["steps"] == 4
-    assert facts["recipe"]["task"]["autoencoder"]["widths"] == [16, 16]
+    assert facts["recipe"]["task"]["autoencoder"]["widths"] == [16, 16, 16]
     assert facts["preflight"]["step_seconds"] > 0
     assert facts["preflight"]["precision"] == "float32"
     said = done(*words, cwd=project).out

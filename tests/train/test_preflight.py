@@ -175,7 +175,7 @@ def test_a_component_that_cannot_be_saved_is_found_before_the_first_step(tmp_pat
 def test_the_precision_that_was_chosen_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     seconds = {"float32": 2.0, "bfloat16": 1.0}
-    monkeypatch.setattr(rehearsal, "_time_steps", lambda state, *_: seconds[state.precision])
+    monkeypatch.setattr(rehearsal, "_time_steps", lambda state, *_: [seconds[state.precision]])
 
     def stop(event: Event) -> None:
         if event["event"] == "step" and event["step"] == 5:

@@ -63,7 +63,7 @@ def test_another_task_is_refused_by_name(folder: Path) -> None:
     decoder(folder).train(progress=False)
     decoder(folder).train(progress=False)  # the same one is finished
     with pytest.raises(RecipeError, match=r"task\.loss"):
-        decoder(folder, loss={"l2": 3.0})
+        decoder(folder, loss={"l2": 3.0}).train(progress=False)
 
 
 def test_a_generator_does_not_go_on_with_another_decoder(folder: Path) -> None:

@@ -136,16 +136,9 @@ class Run:
 
     def _taken_up(self, recipe: Recipe) -> Recipe:
         """The recipe, or for a run with a time budget the one that its first start resolved."""
-        if not self._begun:
+        if not (recipe.minutes and self._begun):
             return recipe
         earlier = read_recipe(self.folder / _RESOLVED)
-        if different := _differences(earlier, recipe):
-            raise RecipeError(
-                f"the run in {self.folder} was begun with another task: {', '.join(different)}; "
-                "give these back, or train into a new folder"
-            )
-        if not recipe.minutes:
-            return recipe
         kept = {name: getattr(earlier.train, name) for name in ("steps", "precision", "warmup")}
         return dataclasses.replace(recipe, minutes=0.0, train=dataclasses.replace(recipe.train, **kept))
 
@@ -153,6 +146,15 @@ class Run:
     def _begun(self) -> bool:
         """Whether there is a run to go on with; what is left of one that failed before its first checkpoint is none."""
         return (self.folder / _RESOLVED).is_file() and bool(checkpoints(self.folder))
+
+    def _refuse_another_task(self) -> None:
+        if not self._begun:
+            return
+        if different := _differences(read_recipe(self.folder / _RESOLVED), self.recipe):
+            raise RecipeError(
+                f"the run in {self.folder} was begun with another task: {', '.join(different)}; "
+                "give these back, or train into a new folder"
+            )
 
     def _facts(self) -> dict[str, Any]:
         found = self.pictures.findings
@@ -201,7 +203,8 @@ class Run:
     def train(
         self, *, progress: bool = True, on_event: Callable[[Event], None] | None = None, rehearsal: bool = True
     ) -> Outcome:
-        """Trains, or goes on; ends with the component in the run folder."""
+        """Trains, or goes on; ends with the component in the run folder. RecipeError for a run of another task."""
+        self._refuse_another_task()
         self.resolve()
 
         def noting(event: Event) -> None:
