@@ -45,11 +45,13 @@ def test_the_pictures_are_a_folder_like_any_users(tmp_path: Path) -> None:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo of a minute, killed in the middle of its second part and taken up again."""
     folder = tmp_path_factory.mktemp("demo")
-    running = subprocess.Popen(command(folder / "run", 1), env=environment(folder), stderr=subprocess.PIPE, text=True)
+    said = folder / "said.txt"
+    with said.open("w") as file:
+        running = subprocess.Popen(command(folder / "run", 1), env=environment(folder), stderr=file)
     decoder = folder / "run" / "decoder" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (decoder.is_file() and decoder.read_text(encoding="utf-8").count('"step"') > 5):
-        assert running.poll() is None, running.communicate()[1]
+        assert running.poll() is None, said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     running.send_signal(signal.SIGKILL)
