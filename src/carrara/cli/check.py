@@ -38,6 +38,7 @@ def check(
     from carrara.data import DataSettings
     from carrara.data import check as look
     from carrara.store.atomic import storage_errors, write_file
+    from carrara.train.presets import text_table
 
     voice = Voice(silent=as_json)
     target = out or default_folder(folder)
@@ -49,7 +50,9 @@ def check(
             counter.total = total
             counter.at(done)
 
-        report = look(settings, recipe=_recipe, progress=progress)
+        # a word is at least one token, so what has more words than this is cut for certain
+        limit = text_table(size=size, channels=channels or 3)["task"]["length"] - 2
+        report = look(settings, limit=limit, recipe=_recipe, progress=progress)
     with storage_errors(f"cannot write into {target}"):
         target.mkdir(parents=True, exist_ok=True)
     write_file(target / "check.html", report.to_html().encode())
