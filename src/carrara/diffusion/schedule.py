@@ -187,6 +187,11 @@ def _check_steps(steps: int, zero_terminal: bool = False) -> None:
         raise ValueError(f"steps = {steps} with zero_terminal; the rescaling needs at least two forward steps")
 
 
+def _check_ends(first: float, last: float) -> None:
+    if not 0 < first <= last < 1:
+        raise ValueError(f"betas from {first} to {last}; expected 0 < first <= last < 1")
+
+
 @dataclass(frozen=True)
 class LinearBetas(Tabulated):
     """DDPM's own: betas linear from `first` to `last` over T steps (Ho et al. 2020: 1e-4 to 0.02, T = 1000)."""
@@ -198,8 +203,7 @@ class LinearBetas(Tabulated):
 
     def __post_init__(self) -> None:
         _check_steps(self.steps, self.zero_terminal)
-        if not 0 < self.first <= self.last < 1:
-            raise ValueError(f"betas from {self.first} to {self.last}; expected 0 < first <= last < 1")
+        _check_ends(self.first, self.last)
 
     def betas(self) -> Tensor:
         betas = torch.linspace(self.first, self.last, self.steps, dtype=torch.float64, device="cpu")
@@ -217,8 +221,7 @@ class ScaledLinearBetas(Tabulated):
 
     def __post_init__(self) -> None:
         _check_steps(self.steps, self.zero_terminal)
-        if not 0 < self.first <= self.last < 1:
-            raise ValueError(f"betas from {self.first} to {self.last}; expected 0 < first <= last < 1")
+        _check_ends(self.first, self.last)
 
     def betas(self) -> Tensor:
         betas = torch.linspace(self.first**0.5, self.last**0.5, self.steps, dtype=torch.float64, device="cpu") ** 2
