@@ -174,19 +174,17 @@ class ContrastiveTask(PartTask):
         images = self.recipe.augment(batch.images, rng.fork("augment"))
         captions = _thinned(batch.captions, self.recipe.word_drop, rng.fork("words"))
         text, pictures = self.text.text_features(captions), self.text.picture_features(images)
-        rows = contrastive_loss(text, pictures, self.text.log_scale, _same(batch, text.device))
-        with torch.no_grad():
-            right = (text @ pictures.T).argmax(1) == torch.arange(len(text), device=text.device)
-        return Loss(rows, {"top1": right.float().mean(), "scale": self.text.log_scale.detach().exp()})
+        same = _same(batch, text.device)
+        rows = contrastive_loss(text, pictures, self.text.log_scale, same)
+        top1 = _top1((text @ pictures.T).detach(), same)
+        return Loss(rows, {"top1": top1, "scale": self.text.log_scale.detach().exp()})
 
     def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
         """Held-out loss, and how often the right caption is the nearest among the batch's."""
         text, pictures = self.text.text_features(batch.captions), self.text.picture_features(batch.images)
         same = _same(batch, text.device)
         rows = contrastive_loss(text, pictures, self.text.log_scale, same)
-        best = (pictures @ text.T).argmax(1)
-        right = same[torch.arange(len(best), device=best.device), best]
-        return {"loss": rows.mean().item(), "top1": right.float().mean().item()}
+        return {"loss": rows.mean().item(), "top1": _top1(pictures @ text.T, same).item()}
 
     def save(self, folder: Path) -> None:
         """Measures the whitening over the training captions, then writes the component."""
@@ -195,6 +193,11 @@ class ContrastiveTask(PartTask):
             rows = [rows[i] for i in permutation(len(rows), 0, "measure")[:16384]]
         self.text.measure(["", *rows])  # the null prompt is read as often as any
         super().save(folder)
+
+
+def _top1(likeness: Tensor, same: Tensor) -> Tensor:
+    """How often a row's best match is a right one; rows that share a caption are each other's, as in the loss."""
+    return same.gather(1, likeness.argmax(1, keepdim=True)).float().mean()
 
 
 def _thinned(captions: Sequence[str], share: float, rng: Rng) -> list[str]:
