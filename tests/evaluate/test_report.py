@@ -50,7 +50,7 @@ def full(text: str) -> Report:
     x = torch.rand(4, 3, 8, 8) * 2 - 1
     report = Report(text, text)
     report.prose(text).figures(KeyFigure(text, text, text, text), KeyFigure("n", 3.14159))
-    report.heading(text, text).subheading(text).note(text).code(text)
+    report.heading(text, text).note(text).code(text)
     report.table([text, "b"], [[text, 1.5], ["c", None]], caption=text)
     report.grid(x, [text] * 4).compare({text: x, "b": x}, [text] * 4).strip({text: x, "b": x}, [text] * 4, title=text)
     report.picture(sheet(x, 2, labels=[text] * 4), text, caption=text)

@@ -14,7 +14,7 @@ import torch
 from carrara.errors import NonFiniteError, StorageError
 from carrara.store import atomic
 from carrara.store.atomic import MANIFEST, new_directory, remove, require_space, verify, write_file, write_json
-from carrara.store.safetensors_io import load_metadata, load_tensors, nonfinite, save_tensors
+from carrara.store.safetensors_io import load_tensors, nonfinite, save_tensors
 
 
 def make(path: Path, text: str = "one") -> Path:
@@ -155,13 +155,12 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
         "empty": torch.zeros(0, 3),
         "flag": torch.tensor([True, False]),
     }
-    save_tensors(path, tensors, {"made": "here"})
+    save_tensors(path, tensors)
     back = load_tensors(path)
     assert set(back) == set(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor)
-    assert load_metadata(path) == {"made": "here"}
     assert path.stat().st_size < 4 * 12 * 3 + 1000  # the tied weight is stored once
     (tmp_path / "plain").write_text("")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -181,11 +180,10 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_safetensors_is_a_sentence(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    for read in (load_tensors, load_metadata):
-        with pytest.raises(StorageError, match="not a readable safetensors file"):
-            read(path)
-        with pytest.raises(StorageError, match="is missing"):
-            read(tmp_path / "none.safetensors")
+    with pytest.raises(StorageError, match="not a readable safetensors file"):
+        load_tensors(path)
+    with pytest.raises(StorageError, match="is missing"):
+        load_tensors(tmp_path / "none.safetensors")
 
 
 def test_a_disk_that_gives_back_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,6 @@ class Blocks:
         self._parts.append(part)
         return self
 
-    def subheading(self, text: str) -> Self:
-        """A heading inside a section."""
-        return self._add(f"<h3>{escape(text)}</h3>")
-
     def prose(self, text: str) -> Self:
         """Plain text; an empty line begins a new paragraph."""
         paragraphs = (" ".join(p.split()) for p in text.replace("\r\n", "\n").split("\n\n"))
@@ -347,7 +343,6 @@ section+section{border-top:1px solid var(--vein);margin-top:44px}
 h2{margin:0 0 8px;font:500 30px/1.2 var(--serif);letter-spacing:-.008em}
 h2::before{content:"";display:block;width:36px;height:3px;margin-bottom:16px;border-radius:2px;
 background:var(--accent)}
-h3{margin:36px 0 8px;font-size:17px;line-height:1.3;font-weight:650}
 p{max-width:70ch;margin:12px 0}
 .lead{margin:0 0 24px;font-size:17px;color:var(--muted)}
 .note{padding:12px 18px;border-left:3px solid var(--accent);border-radius:0 8px 8px 0;background:var(--wash)}
@@ -419,7 +414,7 @@ dl.keys>div:last-child:nth-child(odd){grid-column:1/-1}dl.keys .value{font-size:
 @media print{:root{--stone:#fff;--slab:#fff;--ink:#111;--muted:#444;--vein:#ccc;--accent:#8a3f16;--shade:none;
 --wash:#f6f2ef}
 body{font-size:11pt}nav,.veins{display:none}.page{max-width:none;padding:0}section{padding:20px 0 0}
-figure,dl.keys>div,tr{break-inside:avoid}h2,h3,.lead{break-after:avoid}
+figure,dl.keys>div,tr{break-inside:avoid}h2,.lead{break-after:avoid}
 details::details-content{content-visibility:visible;height:auto}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

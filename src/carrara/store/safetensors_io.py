@@ -20,7 +20,7 @@ from torch import Tensor
 from carrara.errors import NonFiniteError, StorageError
 from carrara.store.atomic import storage_errors
 
-__all__ = ["load_metadata", "load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
+__all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
 
 _ALIASES = "carrara.aliases"
 
@@ -41,9 +41,7 @@ def refuse_nonfinite(tensors: Mapping[str, Tensor], what: str) -> None:
         raise NonFiniteError(f"{what}: {bad[0]}{more} holds NaN or infinite numbers; nothing was written")
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, finite: bool = True
-) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, finite: bool = True) -> None:
     """Writes tensors to a safetensors file, fsyncs it, reads it back and compares every bit.
 
     `finite=True` refuses NaN and infinity (NonFiniteError) before anything is written.
@@ -53,14 +51,12 @@ def save_tensors(
         refuse_nonfinite(tensors, f"{path.name} is not saved")
     unique, aliases = _untie(tensors)
     kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in unique.items()}
-    notes = dict(metadata or {})
-    if aliases:
-        notes[_ALIASES] = json.dumps(aliases, sort_keys=True)
+    notes = {_ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None
     with storage_errors(f"cannot write {path}"):
         with open(path, "ab") as file:  # the library makes files that only their owner can read: keep the usual mode
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
-            save_file(kept, path, metadata=notes or None)
+            save_file(kept, path, metadata=notes)
         except SafetensorError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
         os.chmod(path, mode)
@@ -118,16 +114,3 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StorageError(f"{path} has broken metadata: {error}") from error
     return tensors
-
-
-def load_metadata(path: Path) -> dict[str, str]:
-    """The text notes of a safetensors file, without those that Carrara keeps for itself."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            notes = dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise StorageError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} is not a readable safetensors file: {error}") from error
-    notes.pop(_ALIASES, None)
-    return notes
