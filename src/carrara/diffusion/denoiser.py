@@ -68,7 +68,8 @@ class Denoiser(Configured, nn.Module):
 
     def _call(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None, Coefficients]:
         coefficients = self.parameterization(*self.process.schedule(t))
-        level = self.level(self.process, t.to("cpu", torch.float64)).to(x_t.device, torch.float32)
+        precision = torch.promote_types(x_t.dtype, torch.float32)  # at least: half precision would merge levels
+        level = self.level(self.process, t.to("cpu", torch.float64)).to(x_t.device, precision)
         scaled = like(coefficients.scale, x_t) * x_t
         output = self.network(scaled, level, condition).to(x_t.dtype)
         if not self.learned_variance:
