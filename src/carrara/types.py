@@ -204,10 +204,13 @@ class Estimate(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A sampler's question: what is E[x | x_t]? `inner` marks a second evaluation within one stride (Heun)."""
+    """A sampler's question: what is E[x | x_t]? `inner` marks a further evaluation within one stride (Heun).
+
+    All rows share a time, but where each has a stride of its own: such a question is `inner`, and t has shape (B,).
+    """
 
     x: Tensor
-    t: float
+    t: float | Tensor
     inner: bool = False
 
 
