@@ -38,6 +38,8 @@ def test_the_pictures_are_a_folder_like_any_users(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in lines.splitlines()]
     held = [row for row in rows if row["split"] == "heldout"]
     assert len(held) == round(0.05 * len(rows))
+    said = {word for row in rows if row["split"] == "train" for word in row["text"].split()}
+    assert all(len(row["text"].split()) > 1 and said.issuperset(row["text"].split()) for row in held)
     assert "CC-BY 4.0" in (tmp_path / "a" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
 
 

