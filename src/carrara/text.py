@@ -163,6 +163,10 @@ class ContrastiveText(Configured, nn.Module):
             ids[row, : len(words)] = torch.tensor(words)
         return ids, ids != pad
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has, the two marks included; those above `length` are cut."""
+        return [len(encoding.ids) + 2 for encoding in self._encoder.encode_batch(list(prompts))]
+
     def cuts(self, prompts: Sequence[str]) -> list[Cut]:
         """The prompts that are longer than the encoder reads, with what is lost of each."""
         encodings = self._encoder.encode_batch(list(prompts))

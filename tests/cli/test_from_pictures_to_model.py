@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carrara.cli.plan import usual_size
+from carrara.train.presets import usual_size
 from carrara.train.recipe import read_recipe
 
 from .conftest import done, draw, run, tiny
@@ -58,6 +58,42 @@ def test_init_says_what_comes_next(project: Path) -> None:
 )
 def test_usual_size(shorter: list[int], size: int) -> None:
     assert usual_size(shorter) == size
+
+
+def test_data_check_prepares_as_init_would(tmp_path: Path) -> None:
+    """One size, one depth and one share, whichever of the verbs is asked; nothing is enlarged or refused."""
+    (tmp_path / "few").mkdir()
+    for number in range(30):
+        draw(number, 24)[0].save(tmp_path / "few" / f"{number}.png")
+        (tmp_path / "few" / f"{number}.txt").write_text("a long caption of eight words or more " * (1 + number % 3))
+    deep = np.random.default_rng(0).integers(0, 65536, (24, 24), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "few" / "deep.png")
+    (tmp_path / "few" / "deep.txt").write_text("noise")
+    facts = json.loads(done("data", "check", "few", "--json", cwd=tmp_path).out)
+    assert facts["ok"]
+    assert facts["findings"]["upscaled"] == []
+    assert facts["converted"] == ["deep.png"]
+    said = done("init", "few", "--minutes", 1, cwd=tmp_path).out
+    assert "30 in colour with 8 bits, 1 in grey with 16 bits; all will be colour with 8 bits" in said
+    recipe = read_recipe(tmp_path / "carrara-few" / "generator.toml")
+    for name in ("size", "channels", "depth", "heldout"):
+        assert facts["settings"][name] == getattr(recipe.data, name)
+    length = read_recipe(tmp_path / "carrara-few" / "text.toml").task.length  # type: ignore[attr-defined]
+    assert facts["captions"]["limit"] == length - 2
+    assert f"reads {length} tokens" in facts["captions"]["note"]
+
+
+def test_data_check_counts_the_tokens_of_a_trained_encoder(project: Path, tmp_path: Path) -> None:
+    words = ["data", "check", "pics", "--text", "carrara-pics/text", "--out", tmp_path, "--json"]
+    facts = json.loads(done(*words, cwd=project).out)["captions"]
+    length = json.loads((project / "carrara-pics" / "text" / "component.json").read_text())["config"]["network"][
+        "length"
+    ]
+    assert (facts["unit"], facts["limit"]) == ("token", length)
+    assert facts["longest"] >= 3 + 2  # "a red square" and two marks
+    refused = run(*words[:3], "--text", "carrara-pics/decoder", cwd=project)
+    assert refused.code == 2
+    assert "expected a text" in refused.err
 
 
 def test_train_says_what_it_found_and_what_comes_next(project: Path) -> None:

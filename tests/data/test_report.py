@@ -77,7 +77,7 @@ def test_counts(tmp_path: Path) -> None:
     assert plain["sizes"]["largest"] == [40, 60]
     assert sum(plain["captions"]["lengths"].values()) == 12
     assert plain["captions"]["longest"] == 14
-    assert plain["suggestion"]["size"] == 32
+    assert plain["settings"]["size"] == 16
     assert not (tmp_path / "cache").exists()
 
 
@@ -94,8 +94,10 @@ def test_refusals_are_those_of_training(tmp_path: Path) -> None:
     assert report.flat == ("grey.png",)
     assert "set channels = 3" in report.refusals[0]
     assert "3 of 5 pictures have no caption" in report.refusals[1]
-    assert report.suggestion["channels"] == 3
-    assert checked(tmp_path, channels=3, allow_uncaptioned=True).ok
+    assert report.converted == ()
+    converted = checked(tmp_path, channels=3, allow_uncaptioned=True)
+    assert converted.ok
+    assert "1 picture of another kind, converted: grey.png." in converted.sentences()
     with pytest.raises(DataError, match="there is no folder"):
         checked(tmp_path / "none")
 
@@ -116,7 +118,7 @@ def test_html_escapes_everything(tmp_path: Path) -> None:
     ]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "<u>.doc").write_text("x")
-    report = checked(folder, recipe=lambda r: f'folder = "{r.settings.folder}"\n# {HOSTILE}')
+    report = checked(folder, recipe=f'folder = "{folder}"\n# {HOSTILE}')
     page = report.to_html()
     tags = Tags(page)
     assert not tags.open
@@ -148,12 +150,14 @@ def test_html_stands_alone_and_reads_well(tmp_path: Path) -> None:
 def test_tokens_and_recipe(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("four letter words only")
-    report = checked(tmp_path, tokens=len, limit=10, recipe=lambda r: f"size = {r.suggestion['size']}")
+    report = checked(tmp_path, tokens=len, limit=10, note="Counted in letters.", recipe="size = 32")
     assert report.lengths == (22,)
     assert report.unit == "token"
     assert report.over == ("a.png",)
     assert report.recipe == "size = 32"
-    assert "over 10 tokens" in "\n".join(report.sentences())
+    said = "\n".join(report.sentences())
+    assert "Counted in letters." in said
+    assert "over 10 tokens" in said
 
 
 def test_contact_sheet_of_deep_and_many_channels(tmp_path: Path) -> None:

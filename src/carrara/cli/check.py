@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from carrara.cli.folders import default_folder, require_writable
 from carrara.cli.voice import Counter, Voice
-from carrara.errors import DataError
+from carrara.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from carrara.data import Report
+    from carrara.cli.plan import PartRecipe
 
 __all__ = ["check"]
 
 
 def check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures.", show_default=False)],
-    size: Annotated[int, typer.Option(metavar="N", min=1, max=65536, help="Side in pixels to prepare them at.")] = 64,
-    channels: Annotated[
-        int | None, typer.Option(metavar="N", min=1, max=256, help="Make them grey (1) or colour (3).")
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=8, max=4096, help="Side to prepare them at, in pixels.  [default: as init]"),
     ] = None,
-    depth: Annotated[int | None, typer.Option(metavar="N", help="Give them 8 or 16 bits a channel.")] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=256, help="Make them grey (1) or colour (3).  [default: as init]"),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(metavar="N", help="Give them 8 or 16 bits a channel.  [default: as init]")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A trained text encoder, whose tokens captions are counted in.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the report.  [default: carrara-<name of FOLDER>]")
     ] = None,
@@ -31,28 +41,35 @@ def check(
 ) -> None:
     """Look at every picture of a folder as training would, and write check.html and check.json.
 
-    Ends with exit code 3 where training would refuse the folder as it is.
+    Pictures are prepared as `carrara init` would have it. Ends with exit code 3 where training would refuse the folder.
     """
     import json
 
+    from carrara.cli.look import look
+    from carrara.cli.plan import recipes
     from carrara.data import DataSettings
-    from carrara.data import check as look
+    from carrara.data import check as look_at_all
     from carrara.store.atomic import storage_errors, write_file
-    from carrara.train.presets import text_table
 
     voice = Voice(silent=as_json)
     target = out or default_folder(folder)
     require_writable(target)
-    settings = DataSettings(folder=str(folder), size=size, channels=channels, depth=depth)  # type: ignore[arg-type]
+    shape = look(folder, size=size, silent=as_json).shape
+    parts = recipes(shape, default_folder(folder), minutes=30.0)
+    asked = {name: value for name, value in (("channels", channels), ("depth", depth)) if value is not None}
+    reading = _reader(text) if text else _presets(parts)
     with Counter(1, "pictures", silent=as_json) as counter:
 
         def progress(done: int, total: int) -> None:
             counter.total = total
             counter.at(done)
 
-        # a word is at least one token, so what has more words than this is cut for certain
-        limit = text_table(size=size, channels=channels or 3)["task"]["length"] - 2
-        report = look(settings, limit=limit, recipe=_recipe, progress=progress)
+        report = look_at_all(
+            DataSettings(**{**parts[0].data(), **asked}),
+            **reading._asdict(),
+            recipe="\n\n".join(part.text() for part in parts),
+            progress=progress,
+        )
     with storage_errors(f"cannot write into {target}"):
         target.mkdir(parents=True, exist_ok=True)
     write_file(target / "check.html", report.to_html().encode())
@@ -67,10 +84,39 @@ def check(
         raise DataError("\n".join(("this data cannot be trained on as it is:", *report.refusals)))
 
 
-def _recipe(report: Report) -> str:
-    """The recipes that `carrara init` would write, without its measurements."""
-    from carrara.cli.plan import Shape, recipes
+class _Reading(NamedTuple):
+    """How captions are counted: in tokens or words, up to which limit, and a sentence that says so."""
 
-    shape = Shape.of_report(report)
-    texts = [recipe.text() for recipe in recipes(shape, default_folder(Path(shape.folder)), minutes=30.0)]
-    return "\n\n".join(texts)
+    tokens: Callable[[str], int] | None
+    limit: int | None
+    note: str
+
+
+def _presets(parts: Sequence[PartRecipe]) -> _Reading:
+    """In words, since there is no encoder yet; a word is a token at least."""
+    lengths = [part.table["task"]["length"] for part in parts if part.role == "text"]
+    if not lengths:
+        return _Reading(None, None, "")
+    limit = lengths[0] - 2  # marks
+    return _Reading(
+        None,
+        limit,
+        f"Captions are counted in words, of one token or more each. The text encoder that `carrara init` would choose "
+        f"for them reads {lengths[0]} tokens, two marks included: {limit} words at most. With --text, the tokens of a "
+        "trained one are counted.",
+    )
+
+
+def _reader(folder: Path) -> _Reading:
+    """In the tokens of a trained text encoder, marks included."""
+    from carrara.store import load_component
+    from carrara.text import ContrastiveText
+
+    encoder = load_component(folder, "text")
+    if not isinstance(encoder, ContrastiveText):
+        raise RecipeError(f"--text: {folder} reads no captions; name the folder of a trained text encoder that does")
+    return _Reading(
+        lambda caption: encoder.lengths([caption])[0],
+        encoder.length,
+        f"Captions are counted in tokens of {folder}, which reads {encoder.length}, two marks included.",
+    )

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from carrara.cli.folders import default_folder, require_writable
-from carrara.cli.voice import Counter, Voice, command, duration, mebibytes
-from carrara.errors import DataError, RecipeError, StorageError
+from carrara.cli.look import Look, look
+from carrara.cli.voice import Voice, command, duration, mebibytes
+from carrara.errors import RecipeError, StorageError
 
 if TYPE_CHECKING:
     from carrara.cli.plan import PartRecipe, Shape
     from carrara.data import DataSettings
     from carrara.data.folder import Listing
     from carrara.data.pictures import Pictures
-    from carrara.data.preparation import Prepared
 
 __all__ = ["init"]
 
 _FEW = 300  # steps below which a part has hardly begun to learn
-_LOOKED_AT = 128  # pictures that are decoded
 _PIXELS = 64 * 64 * 16  # of a measured batch on a processor; time and memory of more rows are proportional
 
 
@@ -51,11 +50,13 @@ def init(
         check_size(size)
     target = out or default_folder(folder)
     require_writable(target)
-    shape, listing, refused = _look(folder, size, voice)
+    found = look(folder, size=size)
+    _say(found, size, voice)
+    shape = found.shape
     parts = recipes(shape, target, minutes=minutes)
     if not force and (there := [str(part.path) for part in parts if part.path.exists()]):
         raise StorageError(f"{', '.join(there)} {'exist' if len(there) > 1 else 'exists'}; add --force to overwrite")
-    parts = _measured(parts, shape, listing)
+    parts = _measured(parts, shape, found.listing)
     with storage_errors(f"cannot write into {target}"):
         target.mkdir(parents=True, exist_ok=True)
     for part in parts:
@@ -63,7 +64,7 @@ def init(
         voice.say(f"{part.path}: {part.estimate}")
     if hasty := [str(part.path) for part in parts if part.steps < _FEW]:
         voice.warn(f"too few steps to learn much in {', '.join(hasty)}; give more --minutes, or a smaller --size")
-    for sentence in refused:
+    for sentence in found.refusals:
         voice.warn(f"training will not begin as it is: {sentence}")
     voice.say("\nRead the recipes, then:\n")
     for line in _commands(parts, shape, target):
@@ -75,97 +76,33 @@ def _commands(parts: list[PartRecipe], shape: Shape, target: Path) -> list[str]:
     for part in parts:
         if part.role != "generator":
             named += [f"--{part.role}", part.table["out"]]
-    convert = [word for name, value in shape.convert.items() for word in (f"--{name}", value)]
     return [
-        command("data", "check", shape.folder, "--size", shape.size, *convert, "--out", target),
+        command("data", "check", shape.folder, "--size", shape.size, "--out", target),
         *(command("train", part.path) for part in parts),
         command("assemble", "--generator", target / "generator", *named, target / "system"),
         command("sample", target / "system", *([shape.example] if shape.example else ["--count", 4])),
     ]
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+def _say(found: Look, size: int | None, voice: Voice) -> None:
+    """What the folder holds, and what was chosen for it."""
+    from carrara.data.findings import count
+    from carrara.data.preparation import kind_words
 
-
-def _look(folder: Path, size: int | None, voice: Voice) -> tuple[Shape, Listing, tuple[str, ...]]:
-    """What the folder holds, the part of it that was decoded, and why training would refuse it."""
-    from carrara.cli.plan import Shape, usual_size
-    from carrara.data import DataSettings
-    from carrara.data.findings import Problem, count, examples, refusals
-    from carrara.data.folder import list_folder
-    from carrara.data.preparation import stream
-
-    settings = DataSettings(folder=str(folder), size=size or 64)
-    listing = list_folder(settings)
-    some = _some(listing)
-    seen: dict[int, Prepared] = {}
-    broken: list[Problem] = []
-    with Counter(len(some.rows), "pictures") as counter:
-        for number, one in stream(some, settings):
-            if isinstance(one, Problem):
-                broken.append(one)
-            else:
-                seen[number] = one
-            counter.at(number + 1)
-    if not seen:
-        raise DataError(
-            f"none of the {count(len(some.rows), 'picture')} of {folder} that were looked at could be read: "
-            + examples(f"{problem.name} ({problem.reason})" for problem in broken)
-        )
-    kinds: dict[tuple[int, int], int] = {}
-    for one in seen.values():
-        kinds[one.natural] = kinds.get(one.natural, 0) + 1
-    findings = dataclasses.replace(
-        listing.findings,
-        pictures=listing.findings.pictures - len(broken),
-        problems=(*listing.findings.problems, *broken),
-    )
-    for sentence in findings.sentences():
+    for sentence in found.findings.sentences():
         voice.say(sentence)
-    unread = {problem.name for problem in broken}
-    said = tuple(caption for row in listing.rows if row.name not in unread for caption in row.captions)
-    refused = refusals(findings, settings)
-    shape = Shape.of(
-        findings,
-        folder=str(folder),
-        size=size or usual_size([min(one.size) for one in seen.values()]),
-        kinds=kinds,
-        said=said,
-        captions=len(set(said)),
-        allowances=_allowances(findings, refused),
-    )
-    chosen = "as asked" if size else f"which suits {len(seen)} pictures that were looked at"
+    shape, seen = found.shape, len(found.listing.rows)
+    if len(found.kinds) > 1:
+        each = ", ".join(f"{n} in {kind_words(kind)}" for kind, n in sorted(found.kinds.items(), key=lambda i: -i[1]))
+        alike = kind_words((shape.channels, shape.convert["depth"]))
+        voice.say(f"Of {count(seen, 'picture')} that were looked at, {each}; all will be {alike}.")
+    chosen = "as asked" if size else f"which suits {seen} pictures that were looked at"
     voice.say(
         f"Pictures will be {shape.size} x {shape.size} pixels, {chosen}; the generator is told {_TOLD[shape.text]}."
     )
-    return shape, dataclasses.replace(some, rows=tuple(some.rows[number] for number in seen)), refused
 
 
 _TOLD = {"captions": "their captions", "labels": "the names of their class folders", "unconditional": "nothing"}
-
-
-def _some(listing: Listing) -> Listing:
-    """Up to 128 of the pictures, evenly."""
-    n = len(listing.rows)
-    chosen = sorted({i * n // min(n, _LOOKED_AT) for i in range(min(n, _LOOKED_AT))})
-    return dataclasses.replace(listing, rows=tuple(listing.rows[i] for i in chosen))
-
-
-def _allowances(findings: Any, refused: tuple[str, ...]) -> dict[str, str]:
-    """The settings that a refusal asks for, as lines that are commented out."""
-    found = {}
-    for name, value, why in (
-        (
-            "allow_uncaptioned",
-            "true",
-            f"{len(findings.uncaptioned)} pictures have no caption; train on them all the same",
-        ),
-        ("allow_missing", "true", f"{len(findings.missing)} rows of metadata have no picture; go on without"),
-        ("allow_broken", "1.0", f"{len(findings.problems)} pictures cannot be read; go on without"),
-    ):
-        if any(name in sentence for sentence in refused):
-            found[name] = f"{value}  # {why}"
-    return found
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -187,7 +124,7 @@ def _measured(parts: list[PartRecipe], shape: Shape, listing: Listing) -> list[P
 
     place = Path(tempfile.mkdtemp(prefix="carrara-init-"))
     try:
-        settings = DataSettings(folder=shape.folder, size=shape.size, **shape.convert)  # type: ignore[arg-type]
+        settings = DataSettings(**parts[0].data())
         pictures = _pictures(listing, settings, place)
         found, text, decoder = [], None, None
         for part in parts:

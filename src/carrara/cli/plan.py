@@ -12,11 +12,10 @@ from carrara.cli.voice import command
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
-    from carrara.data import Findings, Report
+    from carrara.data import Findings
 
-__all__ = ["PartRecipe", "Shape", "check_size", "recipes", "usual_size"]
+__all__ = ["PartRecipe", "Shape", "check_size", "recipes"]
 
-_SIDES = (32, 48, 64, 128, 256)  # of pictures above those that are generated as they are
 _ROLES = {"text": "text encoder", "decoder": "decoder", "generator": "generator"}
 
 
@@ -28,7 +27,7 @@ class Shape:
     pictures: int
     size: int
     channels: int
-    convert: Mapping[str, int]  # data settings that make mixed pictures alike
+    convert: Mapping[str, int]  # data settings that make pictures alike
     captions: int  # different ones; 0 where pictures have none
     words: int  # of a long caption
     classes: tuple[str, ...]
@@ -41,20 +40,6 @@ class Shape:
         return "captions" if self.captions else "labels" if self.classes else "unconditional"
 
     @classmethod
-    def of_report(cls, report: Report) -> Shape:
-        """From a data check."""
-        side = report.settings.shape[0]
-        return cls.of(
-            report.findings,
-            folder=report.settings.folder,
-            size=side,
-            kinds=dict(report.kinds),
-            said=tuple(caption for _, _, caption in report.sheet if caption),
-            captions=len(report.lengths),
-            allowances={},
-        )
-
-    @classmethod
     def of(
         cls,
         findings: Findings,
@@ -63,44 +48,28 @@ class Shape:
         size: int,
         kinds: Mapping[tuple[int, int], int],
         said: Sequence[str],
-        captions: int,
         allowances: Mapping[str, str],
     ) -> Shape:
-        """From what was found; `kinds` counts (channels, bits), `said` are captions, of which there are `captions`."""
+        """From what was found; `kinds` counts (channels, bits), `said` are all captions."""
+        from carrara.train.presets import conversions
+
         labelled = set(findings.captions) == {"class"}
         told = bool(findings.captions) and not labelled
         lengths = sorted(len(caption.split()) for caption in said) or [8]
-        convert = {}
-        if {channels for channels, _ in kinds} == {1, 3}:
-            convert["channels"] = 3
-        if len({bits for _, bits in kinds}) > 1:
-            convert["depth"] = 8
-        usual = max(kinds, key=lambda kind: kinds[kind])[0] if kinds else 3
+        convert = conversions(kinds)
+        usual = max(kinds, key=lambda kind: kinds[kind])[0]
         return cls(
             folder=folder,
             pictures=findings.pictures,
             size=size,
             channels=convert.get("channels", usual),
             convert=convert,
-            captions=captions if told else 0,
+            captions=len(set(said)) if told else 0,
             words=lengths[int(0.98 * (len(lengths) - 1))],
             classes=findings.classes,
             example=said[0] if told and said else findings.classes[0] if findings.classes else "",
             allowances=allowances,
         )
-
-
-def usual_size(shorter: Sequence[int]) -> int:
-    """The side that suits pictures whose shorter sides these are: one that nine in ten of them reach.
-
-    Up to 32 pixels it is their own, as a multiple of 4; then 32 or 48; above, the next lower usual one up to 256.
-    """
-    from carrara.train.presets import PIXELS
-
-    reach = sorted(shorter)[int(0.1 * (len(shorter) - 1))]
-    if reach <= PIXELS:
-        return max(8, -(-reach // 4) * 4)
-    return max(side for side in _SIDES if side <= reach)
 
 
 def check_size(size: int) -> None:
@@ -122,6 +91,10 @@ class PartRecipe:
     table: dict[str, Any]
     estimate: str = ""
     steps: int = 0  # that are estimated to fit
+
+    def data(self) -> dict[str, Any]:
+        """The settings of its `[data]`."""
+        return {name: value for name, value in self.table["data"].items() if not isinstance(value, _Off)}
 
     def text(self) -> str:
         """The file's contents: TOML with a comment on every line worth one."""
@@ -201,8 +174,8 @@ _COMMENTS = {
     "minutes": "for its steps; how many fit is measured when it begins. 0: train.steps decides",
     "data.folder": "as `carrara data check` reports on it",
     "data.size": 'side in pixels; other shapes are cut to a square, fit = "pad" keeps all of them',
-    "data.channels": "the pictures are of different kinds; 3 makes all of them RGB, 1 grey",
-    "data.depth": "the pictures have different depths; 8 bits a channel for all of them",
+    "data.channels": "3 makes grey pictures RGB, 1 all of them grey",
+    "data.depth": "bits a channel; pictures of another depth are converted",
     "data.flip": "true mirrors half of the pictures; wrong where left and right matter",
     "data.heldout": "share of the pictures that is never trained on, but measured",
     "task.vocabulary": "tokens, learnt from the captions",

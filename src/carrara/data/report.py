@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +30,6 @@ _SHEET = 24  # pictures on the contact sheet
 _CELL = 256  # pixels of its largest picture
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _ASPECTS = (0.5, 0.67, 0.8, 1.25, 1.5, 2.0)
-_BATCHES = {16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 8}
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Report:
     formats: Mapping[str, int]
     modes: Mapping[str, int]  # as the files say it: RGB, P, L;16, ...
     kinds: Mapping[Kind, int]  # (channels, bits) before any conversion
+    converted: tuple[str, ...]  # pictures of another kind than the settings make of them
     notes: Mapping[str, int]  # what decoding did: orientations, profiles, first frames
     duplicates: tuple[tuple[str, ...], ...]  # names that show exactly the same
     flat: tuple[str, ...]  # pictures that are one even colour once prepared
@@ -52,10 +52,10 @@ class Report:
     lengths: tuple[int, ...]  # of every caption, in `unit`s
     unit: str  # "token" or "word"
     limit: int | None  # the longest caption that the text encoder reads
+    note: str  # a sentence on what is counted, and where the limit comes from
     over: tuple[str, ...]  # pictures with a caption beyond the limit
     sheet: tuple[tuple[bytes, str, str], ...]  # (PNG, name, caption) after preprocessing
-    suggestion: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = ""
+    recipe: str = ""  # one that suits the folder
 
     @property
     def ok(self) -> bool:
@@ -67,7 +67,11 @@ class Report:
         return (*self.refusals, *self.findings.sentences(), *self._more())
 
     def _more(self) -> list[str]:
-        said = []
+        said = [self.note] if self.note and self.lengths else []
+        if self.converted:
+            said.append(
+                f"{count(len(self.converted), 'picture')} of another kind, converted: {examples(self.converted)}."
+            )
         if self.duplicates:
             extra = sum(len(group) - 1 for group in self.duplicates)
             said.append(
@@ -90,11 +94,13 @@ class Report:
         return {
             "format_version": 1,
             "ok": self.ok,
+            "settings": asdict(self.settings),
             "refusals": list(self.refusals),
             "findings": self.findings.to_json(),
             "formats": dict(self.formats),
             "modes": dict(self.modes),
             "kinds": [{"channels": c, "bits": b, "pictures": n} for (c, b), n in self.kinds.items()],
+            "converted": list(self.converted),
             "notes": dict(self.notes),
             "duplicates": [list(group) for group in self.duplicates],
             "flat": list(self.flat),
@@ -103,12 +109,12 @@ class Report:
             "captions": {
                 "unit": self.unit,
                 "limit": self.limit,
+                "note": self.note,
                 "count": len(self.lengths),
                 "lengths": self._lengths(),
                 "longest": max(self.lengths, default=0),
                 "over": list(self.over),
             },
-            "suggestion": dict(self.suggestion),
             "recipe": self.recipe,
         }
 
@@ -132,9 +138,8 @@ class Report:
             sections.append(
                 ("Exact duplicates", table(("the same picture",), [(", ".join(g),) for g in self.duplicates]))
             )
-        if self.recipe or self.suggestion:
-            text = self.recipe or "\n".join(f"{key} = {_toml(value)}" for key, value in self.suggestion.items())
-            sections.append(("Suggested settings", f"<pre><code>{_lines(text)}</code></pre>"))
+        if self.recipe:
+            sections.append(("Suggested settings", f"<pre><code>{_lines(self.recipe)}</code></pre>"))
         return page(f"Data check: {f.folder}", f"{count(f.pictures, 'picture')} that can be used", sections)
 
     def _cards(self) -> str:
@@ -178,14 +183,15 @@ def check(
     *,
     tokens: Callable[[str], int] | None = None,
     limit: int | None = None,
-    recipe: Callable[[Report], str] | None = None,
+    note: str = "",
+    recipe: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Look at every picture of `settings.folder` as training would; nothing is written.
 
-    Caption lengths are `tokens(caption)`, or words without it; `limit` is the longest the text encoder reads. `recipe`
-    writes a suggested recipe from the finished report. Raises DataError where there is nothing to look at, StorageError
-    where the folder cannot be read.
+    Caption lengths are `tokens(caption)`, or words without it; `limit` is the longest the text encoder reads, and
+    `note` a sentence that says so. `recipe` is shown as a suggestion. Raises DataError where there is nothing to look
+    at, StorageError where the folder cannot be read.
     """
     listing = list_folder(settings)
     seen = _look(listing, settings, progress)
@@ -197,13 +203,14 @@ def check(
     findings = _found(listing, seen)
     held = held_out_rows(seen.rows, seen.content, settings)
     lengths, over = _lengths_of(seen.rows, tokens, limit)
-    report = Report(
+    return Report(
         settings=settings,
         findings=findings,
         refusals=(*_mixed(seen), *refusals(findings, settings)),
         formats=dict(seen.formats.most_common()),
         modes=dict(seen.modes.most_common()),
         kinds=dict(seen.kinds.most_common()),
+        converted=tuple(seen.converted),
         notes=dict(seen.notes),
         duplicates=tuple(tuple(names) for names in seen.same.values() if len(names) > 1),
         flat=tuple(seen.flat),
@@ -213,11 +220,11 @@ def check(
         lengths=lengths,
         unit="token" if tokens else "word",
         limit=limit,
+        note=note,
         over=over,
         sheet=tuple(seen.sheet),
+        recipe=recipe,
     )
-    report = replace(report, suggestion=_suggest(report))
-    return replace(report, recipe=recipe(report)) if recipe else report
 
 
 @dataclass
@@ -242,6 +249,7 @@ class _Seen:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     upscaled: list[str] = field(default_factory=list)
+    converted: list[str] = field(default_factory=list)
     flat: list[str] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
@@ -283,6 +291,8 @@ def _note(seen: _Seen, row: Row, one: Prepared) -> None:
         seen.upscaled.append(row.name)
     kind = (one.pixels.shape[2], 8 * one.pixels.dtype.itemsize)
     seen.stored.setdefault(kind, _Examples()).add(row.name)
+    if kind != one.natural:
+        seen.converted.append(row.name)
     if (one.pixels == one.pixels[:1, :1]).all():
         seen.flat.append(row.name)
 
@@ -328,18 +338,6 @@ def _lengths_of(
     return tuple(lengths), tuple(over)
 
 
-def _suggest(report: Report) -> dict[str, Any]:
-    """Settings that suit the pictures: the largest usual size that nine in ten of them reach, and what goes with it."""
-    reach = int(np.quantile(report.sizes.min(axis=1), 0.1))
-    size = max((side for side in _BATCHES if side <= reach), default=min(_BATCHES))
-    said: dict[str, Any] = {"folder": report.settings.folder, "size": size}
-    if {channels for channels, _ in report.kinds} == {1, 3}:
-        said["channels"] = 3
-    if len({depth for _, depth in report.kinds}) > 1:
-        said["depth"] = 8
-    return {**said, "batch": max(1, min(_BATCHES[size], report.train))}
-
-
 def _thumbnail(pixels: np.ndarray, settings: DataSettings) -> bytes:
     """A PNG of 8 bits in grey or colour, whatever the channels are, at most 256 pixels wide or high."""
     from PIL import Image
@@ -359,10 +357,6 @@ def _thumbnail(pixels: np.ndarray, settings: DataSettings) -> bytes:
 def _histogram(values: np.ndarray, edges: Sequence[float], names: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(np.searchsorted(np.asarray(edges), values, side="right"), minlength=len(names))
     return {name: int(number) for name, number in zip(names, counts, strict=True)}
-
-
-def _toml(value: object) -> str:
-    return f'"{printable(value)}"' if isinstance(value, str) else str(value)
 
 
 def _lines(text: str) -> str:

@@ -10,16 +10,18 @@ starting points for trainings of minutes to hours; every number of them is here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["PIXELS", "batch_size", "decoder_table", "generator_table", "heldout_share", "intervals", "shares",
-           "text_table"]  # fmt: skip
+__all__ = ["PIXELS", "batch_size", "conversions", "decoder_table", "generator_table", "heldout_share", "intervals",
+           "shares", "text_table", "usual_size"]  # fmt: skip
 
 Table = dict[str, Any]
 
 PIXELS = 32
 """Pictures of at most this side are generated as they are; larger ones through an autoencoder."""
 
+_SIDES = (32, 48, 64, 128, 256)  # of larger ones
 _BATCHES = {16: 256, 32: 128, 64: 64, 128: 32, 256: 16, 512: 8}  # side -> rows a step
 _SHARES = {"text": 0.1, "decoder": 0.35, "generator": 0.55}  # of the time
 _DEVIATION = 0.5  # standard deviation of pixels in [-1, 1], about
@@ -30,6 +32,28 @@ def batch_size(size: int, pictures: int = 1_000_000) -> int:
     """Rows a step for pictures of this side; at most as many as there are pictures."""
     fitting = [rows for side, rows in _BATCHES.items() if side >= size]
     return max(1, min(fitting[0] if fitting else 4, pictures))
+
+
+def usual_size(shorter: Sequence[int]) -> int:
+    """The side that suits pictures whose shorter sides these are: one that nine in ten of them reach.
+
+    Up to 32 pixels it is their own, as a multiple of 4; then 32 or 48; above, the next lower usual one up to 256.
+    """
+    reach = sorted(shorter)[int(0.1 * (len(shorter) - 1))]
+    if reach <= PIXELS:
+        return max(8, -(-reach // 4) * 4)
+    return max(side for side in _SIDES if side <= reach)
+
+
+def conversions(kinds: Mapping[tuple[int, int], int]) -> dict[str, int]:
+    """The data settings that make pictures alike, of which so many have these (channels, bits a channel).
+
+    Colour where there is any, since grey loses it, and the depth of most. They are given where all pictures are alike,
+    too: of a large folder only some are looked at. Other numbers of channels have no conversion.
+    """
+    depths = {bits: sum(n for (_, b), n in kinds.items() if b == bits) for _, bits in kinds}
+    found = {"channels": 3} if {channels for channels, _ in kinds} in ({3}, {1, 3}) else {}
+    return {**found, "depth": max(depths, key=lambda bits: (depths[bits], -bits))}
 
 
 def heldout_share(pictures: int) -> float:
