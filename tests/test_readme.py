@@ -57,8 +57,9 @@ def test_make_targets_exist() -> None:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
 
 
-def test_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands for one's own folder, in their order, with a few steps a part."""
+@pytest.mark.parametrize("side, parts", [(64, ["decoder", "generator", "text"]), (24, ["generator", "text"])])
+def test_ones_own_folder(side: int, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands for one's own folder, in their order, with a few steps a part; small pictures need no decoder."""
     import numpy as np
     from PIL import Image
 
@@ -70,8 +71,8 @@ def test_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "photos").mkdir()
     for number in range(60):
         colour = rng.integers(0, 255, 3)
-        pixels = np.full((70, 64, 3), colour, np.uint8)
-        pixels[10:40, 10 : 20 + number % 40] = 255 - colour
+        pixels = np.full((side + 6, side, 3), colour, np.uint8)
+        pixels[side // 6 : side // 2, side // 6 : side // 3 + number % (side // 2)] = 255 - colour
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
         (tmp_path / "photos" / f"{number}.txt").write_text(f"box {number % 7} of colour {int(colour[0]) // 32}")
     for words in commands():
@@ -84,3 +85,4 @@ def test_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 main()
             assert ended.value.code in (0, None), words
     assert len(list((tmp_path / "samples").glob("*.png"))) >= 4
+    assert sorted(path.stem for path in (tmp_path / "recipes").glob("*.toml")) == parts

@@ -241,8 +241,17 @@ def test_class_folders(project: Path, tmp_path: Path) -> None:
     assert "the names of their class folders" in said
     assert not (tmp_path / "carrara-animals" / "decoder.toml").exists()
     small = ["--set", "task.network.channels=8", "--set", "task.network.heads=1", *tiny("")]
+    for part, why in (
+        ("text", "class folders are the prompts"),
+        ("decoder", "pictures this small are generated as they"),
+    ):
+        said = done("train", f"carrara-animals/{part}.toml", cwd=tmp_path).out
+        assert why in said
+        assert "Next:  carrara train carrara-animals/generator.toml" in said
     done("train", "carrara-animals/generator.toml", *small, cwd=tmp_path)
-    said = done("assemble", "--generator", "carrara-animals/generator", "model", cwd=tmp_path).out
+    parts = ["--generator", "carrara-animals/generator", "--decoder", "carrara-animals/decoder"]
+    said = done("assemble", *parts, "model", cwd=tmp_path).out
+    assert "carrara-animals/decoder is not there and not needed" in said
     assert "carrara sample model cats" in said
     assert done("sample", "model", "dogs", "cats", "--guidance", 3, "--trace", "--steps", 2, cwd=tmp_path).code == 0
     with Image.open(tmp_path / "samples" / "0000-dogs-seed0.png") as image:

@@ -28,8 +28,17 @@ def assemble(
 
     voice = Voice()
     require_writable(out)
+    text, decoder = _named("text", text, generator, voice), _named("decoder", decoder, generator, voice)
     system = put_together(out, generator=generator, text=text, decoder=decoder)
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     voice.say(f"{out} is a whole model ({mebibytes(total)}).")
     example = getattr(system.text, "names", ("a prompt",) if text else ())[:1]
     voice.say("Next:  " + command("sample", out, *(example or ("--count", 4))))
+
+
+def _named(role: str, path: Path | None, generator: Path, voice: Voice) -> Path | None:
+    """The part's folder; None, and a sentence, for one that is not there because the generator goes without it."""
+    if path is None or path.exists() or not (generator / role / "component.json").is_file():
+        return path
+    voice.say(f"{path} is not there and not needed: {generator} was trained without it.")
+    return None

@@ -47,6 +47,10 @@ def train(
     voice = Voice(silent=quiet or as_json)
     if as_json and not dry_run:
         raise RecipeError("--json goes with --dry-run; a training's own log is log.jsonl in its run folder")
+    if sentences := _not_needed(recipe):
+        for sentence in sentences:
+            voice.say(sentence)
+        return
     plan = read_recipe(recipe, _with_steps(settings or []))
     if out is not None:
         plan = dataclasses.replace(plan, out=str(out))
@@ -67,6 +71,28 @@ def train(
     outcome = run.train(progress=not quiet, on_event=on_event)
     for sentence in _ended(run, outcome, recipe):
         voice.say(sentence)
+
+
+_WITHOUT = {
+    "pixels": "No decoder is needed: pictures this small are generated as they are",
+    "labels": "No text encoder is needed: the names of the class folders are the prompts",
+    "unconditional": "No text encoder is needed: nothing is said of these pictures",
+}
+
+
+def _not_needed(recipe: Path) -> list[str]:
+    """What to say where there is no recipe because the generator beside it goes without that part; else nothing."""
+    from carrara.train.recipe import read_recipe
+
+    beside = recipe.with_name("generator.toml")
+    if recipe.exists() or recipe.name not in ("text.toml", "decoder.toml") or not beside.is_file():
+        return []
+    plan = read_recipe(beside)
+    value = getattr(plan.task, recipe.stem, "")
+    if value not in _WITHOUT:
+        return []
+    said = [f'{_WITHOUT[value]} (task.{recipe.stem} = "{value}" in {beside}).']
+    return said if (Path(plan.out) / "component.json").is_file() else [*said, "Next:  " + command("train", beside)]
 
 
 def _with_steps(settings: Sequence[str]) -> list[str]:
