@@ -79,7 +79,8 @@ def test_ones_own_folder(side: int, parts: list[str], tmp_path: Path, monkeypatc
         if words[0] == "carrara" and "runs/demo/system" not in words:
             arguments = words[1:]
             if arguments[0] == "train":
-                arguments += ["--set", "minutes=0", "--set", "train.steps=3", "--set", "train.batch=8", "--quiet"]
+                few = ("minutes=0", "train.steps=3", "train.batch=8", "train.sample_every=0")
+                arguments += [word for setting in few for word in ("--set", setting)] + ["--quiet"]
             monkeypatch.setattr("sys.argv", ["carrara", *arguments])
             with pytest.raises(SystemExit) as ended:
                 main()
