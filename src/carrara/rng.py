@@ -19,6 +19,8 @@ __all__ = ["Rng", "keyed", "permutation"]
 
 Word = int | str
 
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
+
 
 def keyed(*words: Word) -> np.random.Generator:
     """A numpy generator for the stream named by `words`; equal words give equal draws on every machine.
@@ -36,34 +38,54 @@ def permutation(n: int, *words: Word) -> np.ndarray:
 
 
 class Rng:
-    """A row of independent streams: each method draws once for every row, from that row's stream alone."""
+    """A row of independent streams: each method draws once for every row, from that row's stream alone.
 
-    def __init__(self, rows: Sequence[tuple[Word, ...]]) -> None:
+    One word of a row is its number: the sample's number in training, the seed in sampling, otherwise the last integer.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Word, ...]], *, place: int | None = None) -> None:
         self._rows = [tuple(row) for row in rows]
+        self._place = place  # of the number among the words
         self._draws = 0
 
     @classmethod
     def seeds(cls, seeds: Sequence[int], *stream: Word) -> Rng:
         """One stream a seed: what sampling uses. Row i depends on seed i alone."""
-        return cls([(int(seed), *stream) for seed in seeds])
+        return cls([(int(seed), *stream) for seed in seeds], place=0)
 
     @classmethod
     def samples(cls, seed: int, samples: Sequence[int], *stream: Word) -> Rng:
         """One stream a training sample, named by its number in the run: what training uses."""
-        return cls([(int(seed), *stream, int(sample)) for sample in samples])
+        return cls([(int(seed), *stream, int(sample)) for sample in samples], place=1 + len(stream))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fork(self, *words: Word) -> Rng:
         """New streams of the same rows, independent of what is drawn here."""
-        return Rng([(*row, *words) for row in self._rows])
+        forked = Rng([(*row, *words) for row in self._rows], place=self._place)
+        if self._place is None and self._rows:  # a forked integer is not the row's number
+            forked._place = self._number(self._rows[0])
+        return forked
 
     def rows(self, index: slice) -> Rng:
         """The same streams for some of the rows, from here on."""
-        chosen = Rng(self._rows[index])
+        chosen = Rng(self._rows[index], place=self._place)
         chosen._draws = self._draws
         return chosen
+
+    def _number(self, row: tuple[Word, ...]) -> int:
+        """Where the row's number is among its words."""
+        if self._place is not None:
+            return self._place
+        places = [place for place, word in enumerate(row) if not isinstance(word, str)]
+        if not places:
+            raise ValueError(f"the stream {row} has no number; give it one, as Rng.samples and Rng.seeds do")
+        return places[-1]
+
+    def numbers(self) -> tuple[int, ...]:
+        """Each row's number: the global sample number in training, whatever the stream was forked into since."""
+        return tuple(operator.index(row[self._number(row)]) for row in self._rows)  # type: ignore[arg-type]
 
     def _generators(self) -> list[np.random.Generator]:
         self._draws += 1
@@ -83,6 +105,23 @@ class Rng:
     def uniform(self, shape: Sequence[int] = ()) -> Tensor:
         """Uniform on [0, 1), (B, *shape), float64."""
         return torch.from_numpy(np.stack([g.random(tuple(shape)) for g in self._generators()]))
+
+    def spread(self) -> Tensor:
+        """Uniform on [0, 1), (B,) float64, and evenly spread over consecutive numbers of rows.
+
+        Row n's draw is n steps of the golden ratio beyond a start that the row's other words name: a function of its
+        own stream alone, and uniform in expectation over seeds. (A Weyl sequence, in 64-bit integers.)
+        """
+        self._draws += 1
+        starts: dict[tuple[Word, ...], int] = {}
+        shares = []
+        for row, number in zip(self._rows, self.numbers(), strict=True):
+            place = self._number(row)
+            others = (*row[:place], *row[place + 1 :])
+            if others not in starts:
+                starts[others] = int(keyed(*others, "spread", self._draws).integers(2**64, dtype=np.uint64))
+            shares.append((starts[others] + number * _GOLDEN) % 2**64 >> 11)
+        return torch.tensor(shares, dtype=torch.float64) / 2**53
 
     def integers(self, high: int, shape: Sequence[int] = ()) -> Tensor:
         """Uniform integers below `high`, (B, *shape), int64."""

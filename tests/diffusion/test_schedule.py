@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from carrara.diffusion import (
     GivenBetas,
     Linear,
     LinearBetas,
+    LinearVP,
     Process,
     ScaledLinearBetas,
     Schedule,
+    Sigmoid,
+    SigmoidBetas,
     Tabulated,
     VarianceExploding,
 )
@@ -29,10 +33,27 @@ TABLES: list[Tabulated] = [
     CosineBetas(zero_terminal=True),
     CosineBetas(steps=37),
     GivenBetas((0.1, 0.2, 0.5, 1.0)),
+    GivenBetas((0.1, 0.2, 0.3, 0.5), zero_terminal=True),
+    SigmoidBetas(),
+    SigmoidBetas(zero_terminal=True),
     LinearBetas(steps=2, first=0.1, last=0.3),
 ]
-CONTINUOUS: list[Schedule] = [Cosine(), Linear(), VarianceExploding(), VarianceExploding(0.5)]
+CONTINUOUS: list[Schedule] = [
+    Cosine(),
+    Linear(),
+    VarianceExploding(),
+    VarianceExploding(0.5),
+    Sigmoid(),
+    Sigmoid(0.0, 3.0, 0.7),
+    Sigmoid(-9.0, 5.0, 0.5),
+    LinearVP(),
+    LinearVP(5.0, 5.0),
+]
 ALL: list[Schedule] = [*TABLES, *CONTINUOUS]
+
+
+def _given_betas(zero_terminal: bool = False) -> GivenBetas:
+    return GivenBetas(tuple(torch.linspace(1e-4, 0.03, 1000).tolist()), zero_terminal)
 
 
 def inside(schedule: Schedule, count: int = 501) -> torch.Tensor:
@@ -140,9 +161,9 @@ def test_between_entries_the_logsnr_is_linear() -> None:
     assert schedule.logsnr(0.25025) == pytest.approx(0.75 * low + 0.25 * high, abs=1e-10)
 
 
-@pytest.mark.parametrize("cls", [LinearBetas, ScaledLinearBetas, CosineBetas])
-def test_zero_terminal(cls: type[Tabulated]) -> None:
-    plain, zero = cls(), cls(zero_terminal=True)  # type: ignore[call-arg]
+@pytest.mark.parametrize("cls", [LinearBetas, ScaledLinearBetas, CosineBetas, SigmoidBetas, _given_betas])
+def test_zero_terminal(cls: Callable[..., Tabulated]) -> None:
+    plain, zero = cls(), cls(zero_terminal=True)
     assert zero(1.0) == (0.0, 1.0)
     assert plain(1.0)[0] > 0
     assert zero.t_max == 1 - 1 / 1000 and plain.t_max == 1.0
@@ -167,6 +188,14 @@ def test_bad_tables_are_refused() -> None:
         lambda: GivenBetas(()),
         lambda: GivenBetas((0.1, 1.2)),
         lambda: GivenBetas((0.1, 1.0, 0.1)),
+        lambda: GivenBetas((0.1, 1.0), zero_terminal=True),
+        lambda: GivenBetas((0.1,), zero_terminal=True),
+        lambda: SigmoidBetas(first=0.3, last=0.2),
+        lambda: Sigmoid(1.0, 1.0),
+        lambda: Sigmoid(tau=0.0),
+        lambda: Sigmoid(tau=0.01),
+        lambda: LinearVP(0.0, 1.0),
+        lambda: LinearVP(2.0, 1.0),
         lambda: VarianceExploding(0.0),
     ):
         with pytest.raises(ValueError):
@@ -191,3 +220,52 @@ def test_can_be_made_under_another_default_device() -> None:
         ):
             assert schedule(1.0)[1] > 0.1
             assert schedule.time(0.0) > 0
+
+
+def test_sigmoid_is_the_papers() -> None:
+    """Chen 2023, algorithm 1, in its own words; and alpha near t = 1 keeps digits that these words lose."""
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for start, end, tau in ((-3.0, 3.0, 1.0), (0.0, 3.0, 0.7), (-1.0, 2.0, 0.3)):
+        v = torch.sigmoid((t * (end - start) + start) / tau)
+        low, high = torch.sigmoid(torch.tensor([start / tau, end / tau], dtype=torch.float64))
+        alpha, _ = Sigmoid(start, end, tau)(t)
+        torch.testing.assert_close(alpha**2, (high - v) / (high - low), rtol=0, atol=1e-14)
+
+
+def test_sigmoid_betas_are_the_known_table() -> None:
+    x = torch.linspace(-6, 6, 1000, dtype=torch.float64)
+    torch.testing.assert_close(SigmoidBetas().betas(), torch.sigmoid(x) * (0.02 - 1e-4) + 1e-4, rtol=1e-14, atol=0)
+
+
+def test_linear_vp_solves_its_equation() -> None:
+    """dx = -beta(t)/2 x dt + sqrt(beta(t)) dW: d log alpha / dt = -beta/2, and it is the limit of DDPM's table."""
+    schedule = LinearVP()
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    h = 1e-6
+    rate = (schedule(t + h)[0].log() - schedule(t - h)[0].log()) / (2 * h)
+    torch.testing.assert_close(rate, -(0.1 + t * 19.9) / 2, rtol=1e-6, atol=0)
+    fine = LinearBetas(steps=100_000, first=0.1 / 1e5, last=20 / 1e5)
+    torch.testing.assert_close(schedule(t)[0], fine(t)[0], rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=str)
+def test_slope(schedule: Schedule) -> None:
+    """The slope of the log-SNR, by its difference quotient within each piece of a table."""
+    t = inside(schedule, 60)[1:-1]
+    if isinstance(schedule, Tabulated):  # between entries
+        t = ((t * schedule.steps).floor().clamp(1, schedule.steps * schedule.t_max - 1) + 0.37) / schedule.steps
+    h = 1e-7 * t
+    expected = (schedule.logsnr(t + h) - schedule.logsnr(t - h)) / (2 * h)
+    torch.testing.assert_close(schedule.slope(t), expected, rtol=1e-5, atol=0)
+    assert bool((schedule.slope(t) < 0).all())
+    assert schedule.slope(t[:1]).shape == (1,)
+
+
+def test_slopes_in_closed_form() -> None:
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    torch.testing.assert_close(Linear().slope(t), -2 / (t * (1 - t)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(Cosine().slope(t), -2 * math.pi / torch.sin(math.pi * t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(VarianceExploding().slope(t), -2 / t, rtol=1e-12, atol=0)
+    ends = torch.tensor([1 / 1000, 1.0], dtype=torch.float64)
+    assert bool(LinearBetas().slope(ends).isfinite().all())
+    assert bool(LinearBetas(zero_terminal=True).slope(ends).isfinite().all())

@@ -18,7 +18,8 @@ from torch import Tensor
 from carrara.data import DataSettings, open_pictures
 from carrara.data.pictures import Pictures
 from carrara.decoder import psnr
-from carrara.diffusion.loss import DenoisingLoss, Uniform
+from carrara.diffusion.draw import Uniform
+from carrara.diffusion.loss import DenoisingLoss
 from carrara.evaluate.fidelity import Nearest, fidelity, nearest, retrieval
 from carrara.rng import Rng, permutation
 from carrara.run import finish

@@ -7,7 +7,8 @@ tensor, equal bit for bit. `t_min` and `t_max` bound the times at which the log-
 at 1 and end at 0.
 
 Sources: DDPM (Ho et al. 2020, section 4), LDM (Rombach et al. 2022), iDDPM (Nichol & Dhariwal 2021, eq. 17),
-EDM (Karras et al. 2022, table 1), flow matching (Lipman et al. 2023), VDM (Kingma et al. 2021).
+EDM (Karras et al. 2022, table 1), flow matching (Lipman et al. 2023), score SDEs (Song et al. 2021, appendix B),
+Jabri et al. 2022 and Chen 2023 (sigmoid). A schedule that is learned (VDM) is in `learned.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ __all__ = [
     "GivenBetas",
     "Linear",
     "LinearBetas",
+    "LinearVP",
     "ScaledLinearBetas",
     "Schedule",
+    "Sigmoid",
+    "SigmoidBetas",
     "Tabulated",
     "VarianceExploding",
 ]
@@ -68,7 +72,10 @@ class Schedule(ABC):
             return self._scales(t)
         if not 0 <= t <= 1:
             raise ValueError(f"t = {t}; expected a time in [0, 1], 0 for data and 1 for noise")
-        return self._cached(float(t))
+        return self._at(float(t))
+
+    def _at(self, t: float) -> tuple[float, float]:
+        return self._cached(t)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - schedules are small frozen values; a grid asks for the same times again
     def _cached(self, t: float) -> tuple[float, float]:
@@ -82,7 +89,8 @@ class Schedule(ABC):
     def time(self, logsnr: float | Tensor) -> float | Tensor:
         """The inverse: the t at which log(alpha_t^2 / sigma_t^2) equals `logsnr`, clamped to [t_min, t_max]."""
         if isinstance(logsnr, Tensor):
-            return self._time(logsnr.detach().to("cpu", torch.float64)).clamp(self.t_min, self.t_max)
+            bounded = logsnr.detach().to("cpu", torch.float64).clamp(-1e3, 1e3)  # no schedule goes there
+            return self._time(bounded).clamp(self.t_min, self.t_max)
         return self.time(_scalar(logsnr)).item()
 
     @overload
@@ -94,11 +102,22 @@ class Schedule(ABC):
         if isinstance(t, Tensor):
             alpha, sigma = self(t)
             return 2 * (alpha.log() - sigma.log())
-        return self._cached_logsnr(float(t))
+        return self._logsnr_at(float(t))
+
+    def _logsnr_at(self, t: float) -> float:
+        return self._cached_logsnr(t)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - as above
     def _cached_logsnr(self, t: float) -> float:
         return self.logsnr(_scalar(t)).item()
+
+    def slope(self, t: Tensor) -> Tensor:
+        """d logsnr / dt < 0 at times of [t_min, t_max], shaped as t: what the continuous-time bound integrates over."""
+        with torch.enable_grad():
+            at = t.detach().to("cpu", torch.float64).clone().requires_grad_()
+            alpha, sigma = self._scales(at)
+            (slope,) = torch.autograd.grad(2 * (alpha.log() - sigma.log()).sum(), at)
+        return slope
 
 
 def _scalar(value: float) -> Tensor:
@@ -108,6 +127,14 @@ def _scalar(value: float) -> Tensor:
 def _sigmoid(x: Tensor) -> Tensor:
     # torch.sigmoid rounds differently at different places of a tensor; a row must not depend on its batch
     return 1 / (1 + torch.exp(-x))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def _sinh(x: Tensor) -> Tensor:
+    return (torch.expm1(x) - torch.expm1(-x)) / 2
 
 
 class Tabulated(Schedule):
@@ -171,6 +198,16 @@ class Tabulated(Schedule):
         share = torch.where(high != low, (wanted - low) / (high - low), 0.0).nan_to_num(0.0)
         return (above + share.clamp(0, 1)) / self.steps if self.steps > 1 else torch.ones_like(wanted)
 
+    def slope(self, t: Tensor) -> Tensor:
+        """That of the straight piece which t lies on; the later one of two where t is an entry."""
+        finite = round(self.t_max * self.steps)
+        if finite < 2:
+            raise ValueError("a table of one step with a finite log-SNR has no slope; use two steps or more")
+        position = t.detach().to("cpu", torch.float64) * self.steps
+        below = (position + 1e-9 * self.steps).floor().clamp(1, finite - 1).long()
+        logsnrs = self._table[2]
+        return (logsnrs[below + 1] - logsnrs[below]) * self.steps
+
 
 def _zero_terminal(betas: Tensor) -> Tensor:
     """Betas rescaled so that alpha_bar_T = 0 exactly and alpha_bar_1 stays (Lin et al. 2024, algorithm 1)."""
@@ -229,6 +266,25 @@ class ScaledLinearBetas(Tabulated):
 
 
 @dataclass(frozen=True)
+class SigmoidBetas(Tabulated):
+    """Betas that rise from `first` to `last` as a logistic curve does between -6 and 6 (Xu et al. 2022, GeoDiff)."""
+
+    steps: int = 1000
+    first: float = 1e-4
+    last: float = 0.02
+    zero_terminal: bool = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps, self.zero_terminal)
+        _check_ends(self.first, self.last)
+
+    def betas(self) -> Tensor:
+        curve = torch.linspace(-6, 6, self.steps, dtype=torch.float64, device="cpu")
+        betas = self.first + (self.last - self.first) * _sigmoid(curve)
+        return _zero_terminal(betas) if self.zero_terminal else betas
+
+
+@dataclass(frozen=True)
 class CosineBetas(Tabulated):
     """iDDPM's: alpha_bar = cos^2((u + s)/(1 + s) pi/2), betas clipped at `largest` (Nichol & Dhariwal 2021)."""
 
@@ -254,20 +310,24 @@ class GivenBetas(Tabulated):
     """A table of betas of one's own."""
 
     values: tuple[float, ...]
+    zero_terminal: bool = False
 
     def __post_init__(self) -> None:
-        _check_steps(len(self.values))
+        _check_steps(len(self.values), self.zero_terminal)
         if not all(0 < beta <= 1 for beta in self.values):
             raise ValueError("a beta lies outside (0, 1]; each is the variance that one forward step adds")
         if 1 in self.values[:-1]:
             raise ValueError("a beta before the last is 1, which leaves no data; only the last may be 1")
+        if self.zero_terminal and self.values[-1] == 1:
+            raise ValueError("the last beta is 1: the table ends in pure noise as it is; leave zero_terminal out")
 
     @property
     def steps(self) -> int:
         return len(self.values)
 
     def betas(self) -> Tensor:
-        return torch.tensor(self.values, dtype=torch.float64, device="cpu")
+        betas = torch.tensor(self.values, dtype=torch.float64, device="cpu")
+        return _zero_terminal(betas) if self.zero_terminal else betas
 
 
 # Between these log-SNRs alpha and sigma are both at least 4.5e-5: far below what a picture of 8 bits can show.
@@ -292,6 +352,84 @@ class Cosine(Schedule):
 
     def _time(self, logsnr: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(torch.exp(-logsnr / 2))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Schedule):
+    r"""Continuous sigmoid, variance preserving (Jabri et al. 2022; Chen 2023, algorithm 1).
+
+        alpha^2 = (S(end) - S(start + t (end - start))) / (S(end) - S(start)),   S(v) = sigmoid(v / tau)
+
+    A difference of two S is a product of hyperbolic functions, so that alpha and sigma keep their digits at both ends:
+    alpha^2 : sigma^2 = sinh((1 - t) w) cosh(start / 2 tau) : sinh(t w) cosh(end / 2 tau), w = (end - start) / 2 tau.
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.start < self.end and self.tau > 0 and max(abs(self.start), abs(self.end)) <= 100 * self.tau):
+            raise ValueError(
+                f"start {self.start}, end {self.end}, tau {self.tau}; "
+                "expected start < end, and a tau > 0 of at least a hundredth of either"
+            )
+
+    @property
+    def _width(self) -> float:
+        return (self.end - self.start) / (2 * self.tau)
+
+    @functools.cached_property
+    def _cosh(self) -> tuple[float, float]:
+        return math.cosh(self.start / (2 * self.tau)), math.cosh(self.end / (2 * self.tau))
+
+    @functools.cached_property
+    def t_min(self) -> float:
+        return self._time(_scalar(_LOGSNR_BOUND)).item()
+
+    @functools.cached_property
+    def t_max(self) -> float:
+        return self._time(_scalar(-_LOGSNR_BOUND)).item()
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        data = _sinh((1 - t) * self._width) * self._cosh[0]
+        noise = _sinh(t * self._width) * self._cosh[1]
+        return (data / (data + noise)).sqrt(), (noise / (data + noise)).sqrt()
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        ratio = logsnr + math.log(self._cosh[1] / self._cosh[0])
+        return (_softplus(self._width - ratio) - _softplus(-self._width - ratio)) / (2 * self._width)
+
+
+@dataclass(frozen=True)
+class LinearVP(Schedule):
+    r"""The variance-preserving SDE with a linear rate (Song et al. 2021, eq. 33): DDPM's own table in continuous time.
+
+    alpha = exp(-B/2),  sigma^2 = 1 - exp(-B),  B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max <= 1000:
+            raise ValueError(f"rates {self.beta_min} to {self.beta_max}; expected 0 < beta_min <= beta_max <= 1000")
+
+    @functools.cached_property
+    def t_min(self) -> float:
+        return self._time(_scalar(_LOGSNR_BOUND)).item()
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rate = t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2))
+        return torch.exp(-rate / 2), torch.sqrt(-torch.expm1(-rate))
+
+    def _time(self, logsnr: Tensor) -> Tensor:
+        rate = _softplus(-logsnr)  # the root of the quadratic, without its cancellation
+        return 2 * rate / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * rate))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from carrara.data.augment import Augment
 from carrara.data.pictures import Pictures
 from carrara.decoder import AutoencoderLoss, Decoder, Latents, Pixels, psnr
 from carrara.diffusion.denoiser import Denoiser
+from carrara.diffusion.draw import LogitNormal, TimeDistribution
 from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
-from carrara.diffusion.loss import DenoisingLoss, LogitNormal, TimeDistribution, Unit, Weight
+from carrara.diffusion.loss import DenoisingLoss
 from carrara.diffusion.parameterization import Flow, Level, Parameterization, ScaledTime
 from carrara.diffusion.process import Process
 from carrara.diffusion.schedule import Linear, Schedule
+from carrara.diffusion.weight import Unit, Weight
 from carrara.errors import RecipeError
 from carrara.evaluate.card import card
 from carrara.rng import Rng, permutation
