@@ -121,6 +121,9 @@ def test_minutes_are_kept_by_a_resume(project: Path, tmp_path: Path) -> None:
     words = ["train", "carrara-pics/text.toml", "--out", tmp_path / "run", *short, "--set", "minutes=0.01"]
     assert "steps fit into 1 s" in done(*words, cwd=project).out
     assert "This run is finished" in done(*words, cwd=project).out
+    said = done(*words[:-1], "minutes=5", "--quiet", cwd=project)
+    assert "warning: minutes is 5 and was 0.01 when this run began" in said.err
+    assert said.out == ""
 
 
 def test_dry_run_begins_nothing(project: Path, tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_a_network_that_begins_at_zero_is_not_warned_of(tmp_path: Path) -> None:
     assert preflight(task, ToyLoader(), settings(), tmp_path).warnings == ()
 
 
+def test_a_warmup_that_never_ends_is_warned_of(tmp_path: Path) -> None:
+    before, after = (
+        preflight(ToyTask(), ToyLoader(), settings(warmup=n), tmp_path / str(n)).warnings for n in (12, 13)
+    )
+    assert after[:-1] == before
+    assert "`warmup` is 13 and the run has 12 steps" in after[-1]
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError(),
               RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],

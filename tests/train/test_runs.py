@@ -31,6 +31,7 @@ def draw(folder: Path, numbers: range) -> None:
 
 
 def decoder(folder: Path, *, out: str = "decoder", loss: dict[str, Any] | None = None, **more: Any) -> Run:
+    """A run of an autoencoder."""
     task = {"kind": "autoencoder", "autoencoder": AUTOENCODER, "loss": loss or {}}
     return run(folder, out, task, **more)
 
@@ -40,8 +41,9 @@ def generator(folder: Path) -> Run:
     return run(folder, "generator", {"kind": "diffusion", "decoder": str(folder / "decoder"), "network": network})
 
 
-def run(folder: Path, out: str, task: dict[str, Any], *, minutes: float = 0.0, seed: int = 0) -> Run:
-    train = {"steps": 2, "batch": 4, "seed": seed, "precision": "float32", "validate_every": 0, "sample_every": 0}
+def run(folder: Path, out: str, task: dict[str, Any], *, minutes: float = 0.0, said: list[str] | None = None,
+        **settings: Any) -> Run:  # fmt: skip
+    train = {"steps": 2, "batch": 4, "precision": "float32", "validate_every": 0, "sample_every": 0, **settings}
     table = {
         "out": str(folder / out),
         "minutes": minutes,
@@ -49,7 +51,7 @@ def run(folder: Path, out: str, task: dict[str, Any], *, minutes: float = 0.0, s
         "task": task,
         "train": train,
     }
-    return Run(build(Recipe, table, kinds()), cache=folder / "cache")
+    return Run(build(Recipe, table, kinds()), cache=folder / "cache", say=[].append if said is None else said.append)
 
 
 def test_other_pictures_are_refused(folder: Path) -> None:
@@ -82,3 +84,25 @@ def test_steps_of_an_attempt_that_never_began_are_counted_anew(folder: Path) -> 
     decoder(folder, minutes=0.002).train(progress=False)
     begun = decoder(folder, minutes=1.0).plan()
     assert begun.train.steps == decoder(folder, minutes=0.002).plan().train.steps  # a run keeps its length
+
+
+@pytest.mark.parametrize("decay, advice", [("constant", "larger train.steps"), ("cosine", "new folder")])
+def test_minutes_changed_after_the_beginning_are_warned_of(folder: Path, decay: str, advice: str) -> None:
+    said: list[str] = []
+    steps = decoder(folder, minutes=0.002, said=said, decay=decay).train(progress=False).steps
+    assert not [sentence for sentence in said if "warning" in sentence]
+    assert f"the warm-up is {max(1, steps // 10)} of them instead of 100" in said[-1]
+    decoder(folder, minutes=0.002, said=said, decay=decay)
+    assert not [sentence for sentence in said if "minutes is" in sentence]
+    again = decoder(folder, minutes=0.5, said=said, decay=decay)
+    (warning,) = [sentence for sentence in said if sentence.startswith("warning: minutes is 0.5 and was 0.002")]
+    assert f"keeps the {steps:,} steps" in warning and advice in warning
+    assert again.train(progress=False).steps == steps
+
+
+def test_minutes_given_to_a_run_that_was_begun_with_steps_are_warned_of(folder: Path) -> None:
+    said: list[str] = []
+    decoder(folder, minutes=0.002).resolve()  # an attempt that never began
+    decoder(folder).train(progress=False)
+    assert decoder(folder, minutes=0.002, said=said).plan().train.steps == 2
+    assert "was 0 when this run began" in said[0]

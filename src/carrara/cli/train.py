@@ -62,7 +62,7 @@ def train(
             counter.total = total
             counter.at(done)
 
-        run = Run(plan, cache=cache, say=voice.say, reading=reading)
+        run = Run(plan, cache=cache, say=_speaking(voice), reading=reading)
     if dry_run:
         _dry_run(run, voice, as_json)
         return
@@ -93,6 +93,12 @@ def _not_needed(recipe: Path) -> list[str]:
         return []
     said = [f'{_WITHOUT[value]} (task.{recipe.stem} = "{value}" in {beside}).']
     return said if (Path(plan.out) / "component.json").is_file() else [*said, "Next:  " + command("train", beside)]
+
+
+def _speaking(voice: Voice) -> Callable[[str], None]:
+    """Says what a run says; its warnings also where all else is silent."""
+    mark = "warning: "
+    return lambda text: voice.warn(text.removeprefix(mark)) if text.startswith(mark) else voice.say(text)
 
 
 def _with_steps(settings: Sequence[str]) -> list[str]:

@@ -391,7 +391,7 @@ def _number(value: float | None) -> float:
 
 
 def _names(folder: Path) -> set[str]:
-    ours = {"log.jsonl", "run.lock", "latest", "checkpoints", "samples", "recipe.toml"}
+    ours = {"log.jsonl", "run.lock", "latest", "checkpoints", "samples", "recipe.toml", "plan.json"}
     return {path.name for path in folder.iterdir()} - ours
 
 

@@ -124,7 +124,17 @@ def rehearse(state: State, loader: BatchSource, folder: Path, world: World) -> P
         peak_memory_bytes(state.device),
         state.checkpoint_bytes(),
         seconds * steps + extra,
-        watch.warnings() + warnings,
+        watch.warnings() + warnings + _short(training),
+    )
+
+
+def _short(training: Training) -> tuple[str, ...]:
+    """A warning for a run that ends before its warm-up does."""
+    if training.warmup <= training.steps:
+        return ()
+    return (
+        f"`warmup` is {training.warmup} and the run has {training.steps} steps: the learning rate never reaches "
+        f"{training.learning_rate:g}; lower `warmup` or raise `steps`",
     )
 
 

@@ -7,12 +7,14 @@
     [train]                       # carrara.train.Training
 
 `minutes` instead of `train.steps` gives the run a share of time: a few steps are timed first, and the number of steps
-that fit is written into the run folder's recipe.toml. Every resume reads that one, so a run never changes its length.
+that fit is written into the run folder's recipe.toml. Every resume reads that one, so a run never changes its length;
+plan.json keeps the minutes, and other ones in a later recipe are warned of.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from carrara.data import DataSettings, Loader, open_pictures
 from carrara.data.pictures import Pictures
 from carrara.errors import RecipeError
 from carrara.store import kinds
-from carrara.store.atomic import storage_errors, write_file
+from carrara.store.atomic import storage_errors, write_file, write_json
 from carrara.train.checkpoint import checkpoints
 from carrara.train.log import Event
 from carrara.train.loop import Outcome, fit
@@ -39,7 +41,7 @@ from carrara.train.tasks import PartTask, TaskRecipe
 __all__ = ["Recipe", "Run", "choose_device", "read_recipe", "write_recipe"]
 
 _FORMAT_VERSION = 1
-_RESOLVED = "recipe.toml"
+_RESOLVED, _PLAN = "recipe.toml", "plan.json"
 _FREE = ("decoder", "prompts", "settings", "text")  # of a task: how samples look, and in which folders the parts are
 
 
@@ -119,6 +121,7 @@ class Run:
     ) -> None:
         self.folder = Path(recipe.out)
         self.say = say
+        self._minutes = recipe.minutes
         self.recipe = self._taken_up(recipe)
         self.device = choose_device(self.recipe.device)
         self.pictures: Pictures = open_pictures(self.recipe.data, cache, progress=reading)
@@ -139,8 +142,21 @@ class Run:
         if not (recipe.minutes and self._begun):
             return recipe
         earlier = read_recipe(self.folder / _RESOLVED)
+        if (planned := self._planned_minutes()) not in (None, recipe.minutes):
+            other = "train into a new folder" if earlier.train.decay == "cosine" else "give a larger train.steps"
+            self.say(
+                f"warning: minutes is {recipe.minutes:g} and was {planned:g} when this run began; it keeps the "
+                f"{earlier.train.steps:,} steps that were fixed then; to train longer, {other}"
+            )
         kept = {name: getattr(earlier.train, name) for name in ("steps", "precision", "warmup")}
         return dataclasses.replace(recipe, minutes=0.0, train=dataclasses.replace(recipe.train, **kept))
+
+    def _planned_minutes(self) -> float | None:
+        """The minutes from which the run's steps were worked out, where that is known."""
+        try:
+            return float(json.loads((self.folder / _PLAN).read_text(encoding="utf-8"))["minutes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def _begun(self) -> bool:
@@ -178,12 +194,14 @@ class Run:
             measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
             budget = seconds() if seconds is not None else self.recipe.minutes * 60
             steps = max(1, int(budget / measured.seconds))
-            warmup = min(self.recipe.train.warmup, max(1, steps // 10))
+            asked = self.recipe.train.warmup
+            warmup = min(asked, max(1, steps // 10))
             train = dataclasses.replace(self.recipe.train, steps=steps, precision=measured.precision, warmup=warmup)
             self.recipe = dataclasses.replace(self.recipe, minutes=0.0, train=train)
             self.task.facts |= self._facts()
             pace = f"{measured.seconds * 1000:.0f} ms a step in {measured.precision}"
-            self.say(f"{pace}: {steps} steps fit into {budget:.0f} s")
+            short = f"; the warm-up is {warmup} of them instead of {asked}" if warmup < asked else ""
+            self.say(f"{pace}: {steps} steps fit into {budget:.0f} s{short}")
         return self.recipe
 
     def resolve(self, seconds: Callable[[], float] | None = None) -> Recipe:
@@ -191,6 +209,8 @@ class Run:
         recipe = self.plan(seconds)
         if not self._begun:
             self._write()
+            with storage_errors(f"cannot write into {self.folder}"):
+                write_json(self.folder / _PLAN, {"minutes": self._minutes, "steps": recipe.train.steps})
         return recipe
 
     def _write(self) -> None:
