@@ -109,8 +109,8 @@ def test_settings_sizes_and_negative_prompts(system: System) -> None:
         pictures(system, ["cat"], [0], size=(30, 30))
     with pytest.raises(ValueError, match="seeds"):
         pictures(system, ["cat", "dog"], [0])
-    with pytest.raises(ValueError, match="no part of this system reads any"):
-        pictures(system, ["cat"], [0], inputs={"mask": torch.zeros(1, 1, 32, 32)})
+    with pytest.raises(ValueError, match="this system reads image and mask"):
+        pictures(system, ["cat"], [0], inputs={"depth": torch.zeros(1, 1, 32, 32)})
     with pytest.raises(ValueError, match="list of prompts"):
         pictures(system, "cat", [0])  # type: ignore[arg-type]
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from carrara.decoder import Decoder
 from carrara.errors import RecipeError
@@ -18,13 +19,17 @@ from carrara.image import to_pixels
 from carrara.rng import Rng
 from carrara.run import finish, run
 from carrara.text import TextEncoder
-from carrara.types import Condition, Request, Rounds, Space, Step
+from carrara.types import Ask, Condition, Request, Round, Rounds, Space, Step
 
 __all__ = ["Frame", "Generator", "System"]
 
 
 class Generator(Protocol):
-    """Makes z from noise under a condition: diffusion, VAE, GAN or autoregressive."""
+    """Makes z from noise under a condition: diffusion, VAE, GAN or autoregressive.
+
+    One that can begin from a picture has `inputs`, the names of what it takes, and a parameter `inputs` of `start`: the
+    "image" as z (B, ...), and the "mask" (B, 1, ...) of its size, true where it may change.
+    """
 
     space: Space
     reads: Space | None
@@ -93,18 +98,46 @@ class System:
                 f"{len(prompts)} prompts, {len(negative)} negative prompts and {len(request.seeds)} seeds; "
                 "a request has one of each a picture"
             )
-        if request.inputs:
-            raise ValueError(f"inputs {sorted(request.inputs)} were given, and no part of this system reads any")
+        self._check_inputs(request)
+        shape = self._shape(request)
         both = yield from self.text.start(prompts + negative)
         condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
         rng = Rng.seeds(request.seeds)
-        shape = self._shape(request.size)
-        z = yield from self.generator.start(shape, condition, null, rng.fork("generator"), request.settings)
+        more: dict[str, Any] = {}
+        if request.inputs:
+            more["inputs"] = yield from self._encoded(request.inputs, shape)
+        z = yield from self.generator.start(shape, condition, null, rng.fork("generator"), request.settings, **more)
         images = yield from self.decoder.start(z, condition, null, rng.fork("decoder"))
-        return images
+        return _put_back(images, request.inputs)
 
-    def _shape(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+    def _check_inputs(self, request: Request) -> None:
+        inputs, takes = request.inputs, tuple(getattr(self.generator, "inputs", ()))
+        if other := sorted(set(inputs) - set(takes)):
+            known = f"this system reads {' and '.join(takes)}" if takes else "no part of this system reads any"
+            raise ValueError(f"inputs {other} were given, and {known}")
+        if "mask" in inputs and "image" not in inputs:
+            raise ValueError("a mask was given without an image; it says where the image may change")
+        channels = self.decoder.pictures.shape[0]
+        for name, low, planes in (("image", -1, channels), ("mask", 0, 1)):
+            if name in inputs:
+                _check_picture(name, inputs[name], (len(request.seeds), planes), low)
+        if "mask" in inputs and inputs["mask"].shape[2:] != inputs["image"].shape[2:]:
+            sizes = (" x ".join(map(str, inputs[name].shape[2:])) for name in ("mask", "image"))
+            raise ValueError("the mask has {} pixels and the image {}; give a mask of the image's size".format(*sizes))
+        if request.size and "image" in inputs and tuple(request.size) != tuple(inputs["image"].shape[2:]):
+            have = " x ".join(map(str, inputs["image"].shape[2:]))
+            raise ValueError(f"size {request.size[0]} x {request.size[1]} was asked for, and the image has {have}")
+
+    def _encoded(self, inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Rounds:
+        """The inputs in the generator's space; a cell of z may change where any of its pixels may."""
+        ((z,),) = yield Round((Ask(self.decoder.encode, (inputs["image"].to(_device(self.decoder)),)),))
+        if "mask" not in inputs:
+            return {"image": z}
+        return {"image": z, "mask": F.adaptive_max_pool2d(inputs["mask"].float(), shape[1:]) > 0}
+
+    def _shape(self, request: Request) -> tuple[int, ...]:
         shape = self.decoder.space.shape
+        size = tuple(request.inputs["image"].shape[2:]) if "image" in request.inputs else request.size
         if size is None:
             return shape
         _, height, width = self.decoder.pictures.shape
@@ -129,7 +162,10 @@ class System:
 
         Image i depends on prompt and seed i alone.
 
-        A single prompt serves all seeds. Stop early by closing the iterator. Raises ValueError for lengths that differ.
+        `inputs` are pictures (N, C, H, W) to begin from: "image" in [-1, 1], and "mask" with one channel in [0, 1], 1
+        where the image may change; what the mask keeps is the image's own, value for value. `settings.editing` says how
+        much changes. A single prompt or picture serves all seeds. Stop early by closing the iterator. Raises ValueError
+        for lengths and sizes that differ.
         """
         if isinstance(prompts, str):
             raise ValueError(f'prompts is the text "{prompts}"; give a list of prompts')
@@ -142,7 +178,7 @@ class System:
             tuple(int(seed) for seed in seeds),
             tuple(negative) if negative is not None else None,
             size,
-            dict(inputs or {}),
+            {name: x.expand(len(seeds), *x.shape[1:]) if len(x) == 1 else x for name, x in (inputs or {}).items()},
             settings,
         )
         steps = run(self.start(request))
@@ -163,6 +199,31 @@ class System:
             return finish(self.decoder.start(step.estimate.mean, Condition(), Condition(), rng))  # type: ignore[no-any-return]
 
         return images
+
+
+def _check_picture(name: str, x: Tensor, rows_and_channels: tuple[int, int], low: int) -> None:
+    """Raises ValueError for a tensor that is no picture with values in [low, 1]."""
+    rows, channels = rows_and_channels
+    if x.ndim != 4 or tuple(x.shape[:2]) != rows_and_channels or not x.is_floating_point():
+        raise ValueError(
+            f"the {name} is {x.dtype} of shape {tuple(x.shape)}; expected floating-point ({rows}, {channels}, height, "
+            "width), a row a picture"
+        )
+    if not bool(((x >= low) & (x <= 1)).all()):
+        raise ValueError(f"the {name} has values from {x.min():g} to {x.max():g}; expected [{low}, 1]")
+
+
+def _put_back(images: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The pictures with what the mask keeps as it was given; between 0 and 1 the mask blends."""
+    if "mask" not in inputs:
+        return images
+    given, mask = (inputs[name].to(images.device, images.dtype) for name in ("image", "mask"))
+    return torch.lerp(given, images, mask.expand_as(images))
+
+
+def _device(part: object) -> torch.device:
+    tensors = (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ()
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _check(name: str, wanted: Space, other: str, given: Space) -> None:

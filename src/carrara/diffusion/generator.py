@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from carrara.config import Configured
 from carrara.diffusion.denoiser import Denoiser
+from carrara.diffusion.edit import Editing, edit
 from carrara.diffusion.guidance import ClassifierFree, Guidance, guide
 from carrara.diffusion.sampler import Sampler, ddim
 from carrara.diffusion.times import Grid, Times, uniform
@@ -21,15 +25,18 @@ __all__ = ["DiffusionGenerator", "SamplingSettings"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a diffusion model is sampled: the algorithm, the grid of times, the guidance."""
+    """How a diffusion model is sampled: the algorithm, the grid of times, the guidance, and how a picture is edited."""
 
     sampler: Sampler = field(default=functools.partial(ddim))
     times: Grid = field(default=functools.partial(uniform, steps=50))
     guidance: Guidance = field(default_factory=ClassifierFree)
+    editing: Editing = field(default_factory=Editing)
 
 
 class DiffusionGenerator(Configured, nn.Module):
     """Makes z of `space` from noise under a condition; `reads` is the space of the text encoder it was trained with."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     def __init__(
         self,
@@ -50,6 +57,12 @@ class DiffusionGenerator(Configured, nn.Module):
         chosen = settings or self.settings
         return tuple(chosen.times(self.denoiser.process.schedule))
 
+    def strides(self, settings: SamplingSettings | None = None, inputs: Collection[str] = ()) -> int:
+        """How many strides from noise to data a sampling with these settings and inputs makes."""
+        times, chosen = self.times(settings), settings or self.settings
+        visited = chosen.editing.visits(times, "mask" in inputs) if "image" in inputs else times
+        return sum(s < t for t, s in pairwise(visited))
+
     def start(
         self,
         shape: Sequence[int],
@@ -57,12 +70,30 @@ class DiffusionGenerator(Configured, nn.Module):
         null: Condition,
         rng: Rng,
         settings: SamplingSettings | None = None,
+        inputs: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Rounds:
-        """A sampling of one z of `shape` (without the batch) for each stream of the rng."""
+        """A sampling of one z of `shape` (without the batch) for each stream of the rng.
+
+        With the input "image", a z (B, ...), that is sampled anew as `settings.editing` says, and with "mask"
+        (B, 1, ...) only where the mask is true.
+        """
         chosen = settings or self.settings
         process, times = self.denoiser.process, self.times(chosen)
         device = next(self.denoiser.parameters()).device
-        noise = rng.fork("prior").normal(shape).to(device)
-        sampling = chosen.sampler(process, process.prior_std(times[0]) * noise, times, rng=rng.fork("steps"))
+        noise, steps = rng.fork("prior").normal(shape).to(device), rng.fork("steps")
+        given = {name: tensor.to(device) for name, tensor in inputs.items()}
+        if "image" in given:
+            sampling = edit(
+                process,
+                given["image"],
+                noise,
+                times,
+                sampler=chosen.sampler,
+                editing=chosen.editing,
+                rng=steps,
+                mask=given.get("mask"),
+            )
+        else:
+            sampling = chosen.sampler(process, process.prior_std(times[0]) * noise, times, rng=steps)
         z = yield from guide(sampling, chosen.guidance, self.denoiser, condition, null)
         return z
