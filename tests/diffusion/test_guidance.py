@@ -43,6 +43,7 @@ from carrara.diffusion import (
     karras,
     uniform,
 )
+from carrara.oracle import Mixture
 from carrara.rng import Rng
 from carrara.run import finish
 from carrara.store import kinds
@@ -428,6 +429,25 @@ def test_a_classifier_of_gaussians_gives_the_posterior(schedule: Schedule) -> No
             found = guidance.combine(answers, made, x_t, t).mean
         close(found, made(x_t, t, told(posterior)).mean.detach(), 1e-11)
         assert not found.requires_grad
+
+
+def test_the_optimal_classifier_of_a_mixture_gives_its_component() -> None:
+    """Guided by P(component | x_t), a mixture's denoiser is the component's own."""
+    weights, means, stds = [0.3, 0.7], [[-0.8, 0.3], [0.5, -0.4]], [0.4, 0.5]
+    process, data = Process(Linear()), Mixture(weights, means, stds=stds)
+    x_t = normal(5, 2)
+    for k in range(2):
+
+        def log_prob(x: Tensor, t: Tensor, condition: Condition, k: int = k) -> Tensor:
+            return data.responsibilities(x, t, process)[:, k].log()
+
+        guidance, alone = Classifier(log_prob=log_prob), Mixture([1.0], means[k : k + 1], stds=stds[k : k + 1])
+        for t in (0.1, 0.5, 0.9):
+            asked = guidance.branches(data.denoiser(process), Condition(), Condition(), t)
+            rows = torch.full((5,), t, dtype=torch.float64)
+            answers = [b.denoiser(x_t, rows, b.condition) for b in asked]
+            found = guidance.combine(answers, data.denoiser(process), x_t, t).mean
+            close(found, alone.mean(x_t, t, process), 1e-11)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
