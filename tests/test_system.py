@@ -15,6 +15,7 @@ from carrara.diffusion import (
     ClassifierFree,
     Denoiser,
     DiffusionGenerator,
+    Editing,
     Flow,
     Linear,
     Process,
@@ -25,7 +26,7 @@ from carrara.diffusion import (
     uniform,
 )
 from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
-from carrara.nn import DiT, ImageEncoder, KLAutoencoder, TextTransformer
+from carrara.nn import DiT, ImageEncoder, KLAutoencoder, TextTransformer, UNet
 from carrara.store import assemble, load, load_component, save_component
 from carrara.system import Frame, System
 from carrara.text import ContrastiveText, Unconditional, train_tokenizer
@@ -113,6 +114,98 @@ def test_settings_sizes_and_negative_prompts(system: System) -> None:
         pictures(system, ["cat"], [0], inputs={"depth": torch.zeros(1, 1, 32, 32)})
     with pytest.raises(ValueError, match="list of prompts"):
         pictures(system, "cat", [0])  # type: ignore[arg-type]
+
+
+def editing(system: System, strength: float | None = None, resamplings: int = 2) -> SamplingSettings:
+    settings = system.generator.settings  # type: ignore[attr-defined]
+    return dataclasses.replace(settings, editing=Editing(strength, resamplings=resamplings))
+
+
+def test_a_picture_to_begin_from(system: System) -> None:
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    given = {"image": image}
+    plain = pictures(system, ["cat"], [0, 1])
+    assert torch.equal(pictures(system, ["cat"], [0, 1], inputs=given, settings=editing(system, 1.0)), plain)
+    same = pictures(system, ["cat"], [0, 1], inputs=given, settings=editing(system, 0.0))
+    with torch.no_grad():
+        torch.testing.assert_close(same, system.decoder.decode(system.decoder.encode(image)))  # type: ignore[attr-defined]
+    half = pictures(system, ["cat"], [0, 1], inputs=given, settings=editing(system, 0.5))
+    assert (half - plain).abs().max() > 1e-3 < (half - same).abs().max()
+    assert (half - pictures(system, ["cat"], [0, 1], inputs=given)).abs().max() > 1e-3  # the default is 0.6: 3 of 4
+    for i in range(2):
+        one = {"image": image[i : i + 1]}
+        alone = pictures(system, ["cat"], [i], inputs=one, settings=editing(system, 0.5))
+        torch.testing.assert_close(half[i], alone[0], rtol=0, atol=TOLERANCE)
+    wide = {"image": torch.zeros(1, 3, 48, 64)}
+    assert pictures(system, ["cat"], [0, 1], inputs=wide).shape == (2, 3, 48, 64)  # one picture serves all seeds
+    assert len(list(system.generate(["cat"], seeds=[0], inputs=wide))) == 3 + 1
+
+
+def test_a_mask_keeps_the_picture(system: System) -> None:
+    image, mask = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    mask[..., 5:20, 9:30] = 1
+    mask[..., 20, :] = 0.5
+    for size in ((32, 32), (32, 48)):
+        given = {"image": torch.nn.functional.interpolate(image, size), "mask": torch.zeros(1, 1, *size)}
+        given["mask"][..., :32, :32] = mask
+        found = pictures(system, ["cat", "red"], [0, 1], inputs=given, settings=editing(system))
+        kept = (given["mask"] == 0).expand_as(found)
+        assert torch.equal(found[kept], given["image"][kept])
+        assert (found - given["image"])[..., 5:20, 9:30].abs().mean() > 0.01
+    frames = list(system.generate(["cat"], seeds=[0, 1], inputs=given, settings=editing(system)))
+    assert [frame.final for frame in frames] == [False] * (4 + 3) + [True]  # three strides once more
+    none = {"image": image, "mask": torch.zeros(1, 1, 32, 32)}
+    assert torch.equal(pictures(system, ["cat"], [0, 1], inputs=none), image)
+
+
+def test_pixels_are_edited_too() -> None:
+    torch.manual_seed(0)
+    network = UNet(in_channels=1, out_channels=1, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
+    decoder = Pixels(channels=1, size=8)
+    generator = DiffusionGenerator(Denoiser(network, Process(Linear()), Flow(), ScaledTime()), decoder.space)
+    system = System(Unconditional(), generator.eval(), decoder)
+    image, mask = torch.rand(1, 1, 8, 8) * 2 - 1, (torch.rand(1, 1, 8, 8) > 0.5).float()
+    settings = SamplingSettings(heun, partial(uniform, steps=4))
+    found = pictures(system, [""], [0, 1], inputs={"image": image, "mask": mask}, settings=settings)
+    kept = (mask == 0).expand(2, 1, 8, 8)
+    assert torch.equal(found[kept], image.expand(2, 1, 8, 8)[kept])
+    assert (found[0] - found[1]).abs().max() > 0.1
+    nothing = SamplingSettings(heun, partial(uniform, steps=4), editing=Editing(0.0))
+    assert torch.equal(pictures(system, [""], [0], inputs={"image": image}, settings=nothing), image)
+
+
+IMAGE, MASK = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "inputs, size, says",
+    [
+        ({"mask": MASK}, None, "without an image"),
+        ({"image": IMAGE, "low": IMAGE}, None, "'low'.*reads image and mask"),
+        ({"image": IMAGE[0]}, None, "a row a picture"),
+        ({"image": IMAGE.expand(3, 3, 32, 32)}, None, "a row a picture"),
+        ({"image": IMAGE[:, :1]}, None, r"expected floating-point \(2, 3, height, width\)"),
+        ({"image": (IMAGE + 1).to(torch.uint8)}, None, "torch.uint8"),
+        ({"image": IMAGE + 255}, None, r"values from 255 to 255; expected \[-1, 1\]"),
+        ({"image": IMAGE * torch.nan}, None, "values from nan"),
+        ({"image": IMAGE, "mask": MASK - 1}, None, r"expected \[0, 1\]"),
+        ({"image": IMAGE, "mask": IMAGE}, None, r"the mask is.*expected floating-point \(2, 1,"),
+        ({"image": IMAGE, "mask": MASK[..., :16]}, None, "mask has 32 x 16 pixels and the image 32 x 32"),
+        ({"image": IMAGE}, (48, 48), "48 x 48 was asked for, and the image has 32 x 32"),
+        ({"image": IMAGE[..., :30]}, None, "multiples of 8"),
+    ],
+)
+def test_inputs_that_do_not_fit(system: System, inputs: dict[str, torch.Tensor], size: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        pictures(system, ["cat"], [0, 1], inputs=inputs, size=size)
+
+
+def test_a_generator_that_begins_from_nothing_reads_no_picture(system: System) -> None:
+    class Fresh(torch.nn.Module):
+        space, reads = system.generator.space, None
+
+    with pytest.raises(ValueError, match="no part of this system reads any"):
+        pictures(System(system.text, Fresh(), system.decoder), ["cat"], [0], inputs={"image": IMAGE})  # type: ignore[arg-type]
 
 
 def test_guidance_of_one_asks_for_no_null_branch_and_changes_nothing(system: System) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
-from carrara.cli.sampling import sampling_settings
+from carrara.cli.inputs import Begun, read_inputs
+from carrara.cli.sampling import editing_settings, sampling_settings
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
 
@@ -56,6 +57,7 @@ class _Asked:
     out: Path
     metadata: bool
     trace: bool
+    begun: Begun
 
 
 def sample(
@@ -69,6 +71,11 @@ def sample(
     guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help="Where it may change: white; black stays.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(metavar="X", min=0, max=1, help="How much of it changes; 0.6, with a mask 1.")
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Also show each picture at 8 times on its way.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the pictures.")] = Path("samples"),
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at a time.")] = 16,
@@ -81,7 +88,7 @@ def sample(
     """Make pictures with a model.
 
     With the same settings, a picture depends on its prompt and its seed alone. Nothing in the folder is overwritten:
-    numbers count on from those that are there.
+    numbers count on from those that are there. With --image, each picture begins from that one.
     """
     from carrara.store import load
     from carrara.train.recipe import choose_device
@@ -98,9 +105,11 @@ def sample(
         part.to(where)  # type: ignore[union-attr]
     wanted = _wanted(system, model, said, count, seed, out)
     settings = sampling_settings(system, steps, sampler, guidance, negative, voice)
+    begun = read_inputs(system, image, mask, shape)
+    settings = editing_settings(settings, strength, begun.inputs, voice)
     _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
 
-    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace))
+    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun))
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
         for first in range(0, len(wanted), batch):
@@ -204,12 +213,14 @@ class _Job:
         from carrara.store import kinds
 
         self.system, self.settings, self.asked = system, settings, asked
-        self.strides = len(system.generator.times(settings)) - 1 if settings is not None else 1  # type: ignore[attr-defined]
+        inputs = asked.begun.inputs
+        self.strides = system.generator.strides(settings, inputs) if settings is not None else 1  # type: ignore[attr-defined]
         self.described: dict[str, Any] = describe(settings, kinds()) if settings is not None else {}
         if asked.negative:
             self.described["negative"] = asked.negative
         if asked.size:
             self.described["size"] = list(asked.size)
+        self.described |= asked.begun.files
         self.facts = {"model": asked.model.resolve().name, **_versions(), "components": _fingerprints(system)}
         self.made: list[dict[str, Any]] = []
         self.traced: list[Path] = []
@@ -235,6 +246,7 @@ class _Job:
             seeds=[picture.seed for picture in wanted],
             negative=[self.asked.negative or ""] * len(wanted),
             size=self.asked.size,
+            inputs=self.asked.begun.inputs,
             settings=self.settings,
         )
         try:

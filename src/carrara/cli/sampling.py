@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from carrara.cli.voice import Voice
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from carrara.diffusion.generator import SamplingSettings
     from carrara.system import System
 
-__all__ = ["sampling_settings"]
+__all__ = ["editing_settings", "sampling_settings"]
 
 
 def sampling_settings(
@@ -48,6 +49,21 @@ def sampling_settings(
         voice.warn("--negative has no effect without guidance; add --guidance 2.5, say")
     system.generator.times(settings)  # refuses a number of steps that the grid does not have
     return settings
+
+
+def editing_settings(
+    settings: SamplingSettings | None, strength: float | None, inputs: Collection[str], voice: Voice
+) -> SamplingSettings | None:
+    """The settings with the strength that was asked for, which is for a picture to begin from."""
+    if strength is None:
+        return settings
+    if settings is None:
+        raise RecipeError("--strength is for diffusion models, and this generator is none; leave it out")
+    if "image" not in inputs:
+        raise RecipeError("--strength is how much of an image changes; give the image too, with --image FILE")
+    if strength == 1 and "mask" not in inputs:
+        voice.warn("--image has no effect with --strength 1, which makes the whole picture anew; give a lower one")
+    return dataclasses.replace(settings, editing=dataclasses.replace(settings.editing, strength=strength))
 
 
 def _sampler(name: str) -> Any:
