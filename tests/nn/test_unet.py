@@ -132,6 +132,22 @@ def test_the_level_survives_few_channels() -> None:
     assert float((a - b).norm() / a.norm()) > 1e-3
 
 
+def test_fourier_features_are_the_waves_of_x() -> None:
+    """sin and cos of 2^n pi x join x as further channels; in low precision they are still those of x itself."""
+    waved = perturb(UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(), fourier=(0, 7)))
+    assert waved.inward.in_channels == 3 * 5
+    seen: list[torch.Tensor] = []
+    waved.inward.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        waved(x, torch.zeros(2))
+        waved.bfloat16()(x, torch.zeros(2))
+    angles = [2.0**n * torch.pi * x.double() for n in (0, 7)]
+    expected = torch.cat([x.double(), *(f(angle) for angle in angles for f in (torch.sin, torch.cos))], 1)
+    torch.testing.assert_close(seen[0].double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen[1].double(), expected, rtol=0, atol=1e-2)
+
+
 def test_starts_at_zero() -> None:
     assert not UNet(channels=8, multipliers=(1,), attention=())(torch.randn(2, 3, 8, 8), torch.zeros(2)).any()
 

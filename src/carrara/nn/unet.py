@@ -7,6 +7,7 @@ With its defaults this is the network of the paper for CIFAR-10, 35.7 million pa
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -54,6 +55,8 @@ class UNet(Configured, nn.Module):
     image_channels: of `condition.image`, which joins x. numbers: names in `condition.numbers`.
     groups: of the norms, at most. asymmetric: pad downsampling below and right only, as the original does.
     embedding: how the level, an integer step for DDPM, becomes waves.
+    fourier: octaves n of sin and cos of 2^n pi x that join x, so that the last bits of a nearly clean picture can be
+    read (Kingma et al. 2021, appendix C: 7 and 8 for 256 grey levels in [-1, 1]).
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class UNet(Configured, nn.Module):
         eps: float = 1e-6,
         asymmetric: bool = True,
         embedding: Embedding = _LEVEL,
+        fourier: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.fourier = fourier
         if not multipliers or not set(attention) <= set(range(len(multipliers))):
             raise ValueError(
                 f"attention={attention} names resolutions and multipliers={multipliers} has {len(multipliers)}, "
@@ -104,7 +109,8 @@ class UNet(Configured, nn.Module):
                 attends(context) if attend and context is not None else None,
             )
 
-        self.inward = nn.Conv2d(in_channels + image_channels, channels, 3, padding=1)
+        read = in_channels * (1 + 2 * len(fourier)) + image_channels
+        self.inward = nn.Conv2d(read, channels, 3, padding=1)
         initialise(self.inward)
         widths = [channels * m for m in multipliers]
         here, skips = channels, [channels]
@@ -143,7 +149,7 @@ class UNet(Configured, nn.Module):
         Returns x's dtype. Any H and W of at least 2^(resolutions - 1). Raises ValueError for sizes, channels and parts
         of the condition that do not fit.
         """
-        dtype, smallest = x.dtype, 2 ** (len(self.down) - 1)
+        dtype, smallest, waves = x.dtype, 2 ** (len(self.down) - 1), self._waves(x)
         if min(x.shape[2:]) < smallest:
             raise ValueError(
                 f"x of {x.shape[2]} x {x.shape[3]} cannot be halved {len(self.down) - 1} times; "
@@ -151,7 +157,7 @@ class UNet(Configured, nn.Module):
             )
         x, c, tokens = self.embed(x, level, condition)
         c, mask = F.silu(c), condition.mask
-        h = self.inward(x)
+        h = self.inward(torch.cat((x, *(wave.to(x.dtype) for wave in waves)), 1) if waves else x)
         skips = [h]
         for i, stages in enumerate(self.down):
             for stage in cast(nn.ModuleList, stages):
@@ -168,3 +174,8 @@ class UNet(Configured, nn.Module):
             if i < len(self.upsample):
                 h = self.upsample[i](h, skips[-1].shape[2:])
         return self.outward(F.silu(self.norm(h))).to(dtype)
+
+    def _waves(self, x: Tensor) -> list[Tensor]:
+        # in float32 at least: 2^8 pi x in bfloat16 is off by whole turns
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return [wave(2.0**n * math.pi * x) for n in self.fourier for wave in (torch.sin, torch.cos)]
