@@ -107,7 +107,7 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["sample", SYSTEM, "x", "--count", "0"], 2, "--count"),
         (["sample", SYSTEM, "x", "--batch", "0"], 2, "--batch"),
         (["sample", SYSTEM, "x", "--steps", "0"], 2, "--steps"),
-        (["sample", SYSTEM, "x", "--sampler", "dpmpp"], 2, '"dpmpp-2m"'),
+        (["sample", SYSTEM, "x", "--sampler", "dpmpp"], 2, 'did you mean "dpmpp-'),
         (["sample", SYSTEM, "x", "--guidance", "1e309"], 2, "finite"),
         (["sample", SYSTEM, "x", "--guidance", "nan"], 2, "finite"),
         (["sample", SYSTEM, "x", "--guidance", "strong"], 2, "--guidance"),
@@ -118,6 +118,13 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["sample", SYSTEM, "--prompts", "pics/00.png"], 2, "UTF-8"),
         (["sample", SYSTEM, "x", "--out", "a-file/x"], 5, "a-file"),
         (["sample", SYSTEM, "x", "--device", "gpu"], 2, "device"),
+        # likelihoods
+        (["likelihood"], 2, "MODEL.*carrara likelihood --help"),
+        (["likelihood", SYSTEM], 2, "--data"),
+        (["likelihood", SYSTEM, "--data", "pics"], 2, "latents .*which latents have not"),
+        (["likelihood", "nowhere", "--data", "pics"], 5, "nowhere does not exist"),
+        (["likelihood", "carrara-pics/text", "--data", "pics"], 2, "carrara assemble"),
+        (["likelihood", SYSTEM, "--data", "pics", "--out", "a-file/x"], 5, "a-file"),
         # showing
         (["show", "nowhere"], 5, "nowhere does not exist"),
         (["show", "pics"], 5, "component.json"),

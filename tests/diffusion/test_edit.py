@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -439,3 +441,11 @@ def test_a_table_in_full_and_learned_variances_are_edited_too() -> None:
 def test_wrong_settings(how: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Editing(**how)
+
+
+def test_the_page_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "editing.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "editing.md", "exec"), names)  # noqa: S102 - our own page
+    assert names["between"].shape == (3, 2)

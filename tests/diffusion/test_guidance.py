@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -537,3 +539,11 @@ def test_guidance_narrows_and_projection_keeps_the_norm() -> None:
         answers = [b.denoiser(query.x, query.t, b.condition) for b in asked]
         moved = guidance.combine(answers, made, query.x, query.t).mean - answers[0].mean
         assert bool((moved.flatten(1).norm(dim=1) <= 49 * limit + 1e-9).all())
+
+
+def test_the_page_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guidance.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "guidance.md", "exec"), names)  # noqa: S102 - our own page
+    assert names["pictures"].shape == (2, 3, 16, 16)
