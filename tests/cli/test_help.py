@@ -17,7 +17,7 @@ from carrara.cli.app import app, data
 from .conftest import done
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "assemble", "sample", "show")
+VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "assemble", "sample", "likelihood", "show")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -32,7 +32,7 @@ def test_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_is_in_its_help_with_a_sentence() -> None:
     commands = {command.callback.__name__: command for group in (app, data) for command in group.registered_commands}
-    assert set(commands) == {"demo", "doctor", "check", "init", "train", "assemble", "sample", "show"}
+    assert set(commands) == {"demo", "doctor", "check", "init", "train", "assemble", "sample", "likelihood", "show"}
     for name, command in commands.items():
         text = (SNAPSHOTS / f"{'data-check' if name == 'check' else name}.txt").read_text()
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():

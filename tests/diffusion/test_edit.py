@@ -48,6 +48,7 @@ from carrara.diffusion.edit import edit, walk
 from carrara.oracle import Mixture
 from carrara.rng import Rng
 from carrara.run import finish, run
+from carrara.store import kinds
 from carrara.types import Condition, Sampling, Space, Step
 
 M, Q = 0.3, 0.6
@@ -205,6 +206,17 @@ def test_what_is_known_is_kept(schedule: Schedule, sampler: str) -> None:
             x, begun, times, process, sampler=SAMPLERS[sampler], editing=editing, mask=torch.zeros(3, 1).bool()
         )
         assert torch.equal(done(kept, MIXTURE, process), x)  # all is known
+
+
+@pytest.mark.parametrize("name", kinds().names("sampler"))
+def test_every_sampler_inpaints(name: str) -> None:
+    process, times = Process(Cosine()), uniform(Cosine(), steps=4)
+    x, noise, mask = normal(2, 2), normal(2, 2, seed=1), torch.tensor([[True, False]])
+    found = done(
+        edited(x, noise, times, process, sampler=kinds().resolve("sampler", name), mask=mask), MIXTURE, process
+    )
+    assert torch.equal(found[:, 1], x[:, 1])
+    assert bool(found.isfinite().all()) and found.abs().max() < 5
 
 
 def test_what_is_unknown_does_not_depend_on_what_lies_under_the_mask() -> None:

@@ -13,6 +13,7 @@ from carrara.cli.check import check
 from carrara.cli.demo import demo
 from carrara.cli.doctor import doctor
 from carrara.cli.init import init
+from carrara.cli.likelihood import likelihood
 from carrara.cli.sample import sample
 from carrara.cli.show import show
 from carrara.cli.train import train
@@ -20,7 +21,7 @@ from carrara.cli.train import train
 __all__ = ["app"]
 
 _PLAIN: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_ORDER = ("demo", "doctor", "data", "init", "train", "assemble", "sample", "show")
+_ORDER = ("demo", "doctor", "data", "init", "train", "assemble", "sample", "likelihood", "show")
 
 
 class _Verbs(TyperGroup):
@@ -71,4 +72,5 @@ app.command(short_help="write commented recipes for a folder of pictures")(init)
 app.command(short_help="train one part; the same command again goes on")(train)
 app.command(short_help="put three trained parts together into a model")(assemble)
 app.command(short_help="make pictures with a model")(sample)
+app.command(short_help="bits a dimension of pictures under a model")(likelihood)
 app.command(short_help="what a model is, was trained on, and measured")(show)

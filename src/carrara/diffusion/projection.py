@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from carrara.config import Role
 from carrara.diffusion.guidance import Branch, ClassifierFree, Contrast, Guidance
 from carrara.diffusion.process import Scale
 from carrara.types import Condition, Estimate
@@ -32,7 +34,7 @@ class Projected(Guidance):
     the model (the paper has 2.5 to 20); `momentum` is beta, and acts from one evaluation to the next of a sampling.
     """
 
-    inner: Contrast = field(default_factory=ClassifierFree)
+    inner: Annotated[Contrast, Role("guidance")] = field(default_factory=ClassifierFree)
     parallel: float = 0.0
     limit: float | None = None
     momentum: float = 0.0

@@ -157,7 +157,6 @@ BASES: dict[str, str] = {
     f"{_D}.process:Variance": "variance",
     f"{_D}.draw:TimeDistribution": "draw",
     f"{_D}.weight:Weight": "weight",
-    f"{_D}.guidance:Contrast": "guidance",
     f"{_D}.guidance:Guidance": "guidance",
     "carrara.nn.embed:Embedding": "embedding",
 }

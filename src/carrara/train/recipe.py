@@ -174,14 +174,20 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         found = self.pictures.findings
+        prepared = {k: v for k, v in config.describe(self.recipe.data, kinds()).items() if k != "folder"}
         return {
             "trained_on": f"{len(self.pictures.train)} pictures of {Path(self.recipe.data.folder).name}, "
             f"{len(self.pictures.heldout)} held out",
-            "data": {"fingerprint": self.pictures.fingerprint, "captions": dict(found.captions)},
+            "data": {
+                "fingerprint": self.pictures.fingerprint,
+                "captions": dict(found.captions),
+                "settings": prepared,
+            },
             "training": {
                 "steps": self.recipe.train.steps,
                 "batch": self.recipe.train.batch,
                 "seed": self.recipe.train.seed,
+                "precision": self.recipe.train.precision,
             },
         }
 

@@ -1,0 +1,148 @@
+"""The likelihood's figures as JSON and as a page: totals, where the bound is spent, rate against distortion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from carrara.diffusion.likelihood import resolving_time
+from carrara.evaluate.likelihood import BoundMeasure, Figure, OdeMeasure, Row, Subject, profile, variance_words
+from carrara.evaluate.plot import Axis, Lines, Series
+from carrara.evaluate.report import KeyFigure, Report
+
+__all__ = ["bound_facts", "ode_facts", "page"]
+
+_SHOWN = 8  # pictures of each kind
+
+
+def bound_facts(measure: BoundMeasure, rows: Sequence[Row], subject: Subject) -> dict[str, Any]:
+    """Mean and standard error in bits a dimension, the bound's parts, and its profile."""
+    nats = math.log(2) * math.prod(subject.generator.space.shape)
+    total = Figure.of([row["bits_per_dim"] for row in rows])
+    parts = {
+        name: math.fsum(math.fsum(v) if isinstance(v := row[name], list) else v for row in rows) / len(rows) / nats
+        for name in ("prior", "steps", "reconstruction")
+    }
+    discrete = measure.times is not None
+    return {
+        "bits_per_dim": total.mean,
+        "std_error": total.std_error,
+        "pictures": len(rows),
+        "kind": "discrete" if discrete else "continuous",
+        "strides": measure.strides,
+        "terms": len(rows[0]["steps"]) + discrete,
+        "variance": variance_words(measure.variance) if discrete else None,
+        "parts": parts,
+        "profile": profile(measure, rows, subject)._asdict(),
+    }
+
+
+def ode_facts(measure: OdeMeasure, rows: Sequence[Row], subject: Subject) -> dict[str, Any]:
+    """Mean and standard error in bits a dimension, and what the exact likelihood leaves open."""
+    nats = math.log(2) * math.prod(subject.generator.space.shape)
+    total = Figure.of([row["bits_per_dim"] for row in rows])
+    schedule = subject.generator.denoiser.process.schedule
+    return {
+        "bits_per_dim": total.mean,
+        "std_error": total.std_error,
+        "pictures": len(rows),
+        "prior_kl": math.fsum(row["prior_kl"] for row in rows) / len(rows) / nats,
+        "evaluations": math.fsum(row["evaluations"] for row in rows) / len(rows),
+        "probes": measure.probes,
+        "tolerance": measure.tolerance,
+        "end": resolving_time(schedule, subject.levels),
+    }
+
+
+def page(facts: Mapping[str, Any], subject: Subject, rows: Mapping[str, Sequence[Row]]) -> Report:
+    """The page of `facts`, as the verb writes them, with the rows of each measure."""
+    report = Report("Likelihood", f"{facts['model']} on {facts['pictures']} pictures of {facts['data']}")
+    report.figures(*(_card(name, facts[name]) for name in ("bound", "ode") if facts.get(name)))
+    report.prose(_what(facts))
+    for warning in facts["warnings"]:
+        report.note(warning)
+    if bound := facts.get("bound"):
+        _bound(report, bound)
+    if ode := facts.get("ode"):
+        _ode(report, ode)
+    _extremes(report, subject, next(iter(rows.values())))
+    return report
+
+
+def _card(name: str, facts: Mapping[str, Any]) -> KeyFigure:
+    error = f"+- {facts['std_error']:.2g}, " if facts["std_error"] is not None else ""
+    label = {"bound": "Variational bound", "ode": "Exact, by the flow"}[name]
+    return KeyFigure(label, round(facts["bits_per_dim"], 4), "bits/dim", f"{error}{facts['pictures']} pictures")
+
+
+def _what(facts: Mapping[str, Any]) -> str:
+    told = {"caption": "its caption", "class": "its class", "nothing": "nothing"}[facts["condition"]]
+    return (
+        f"The negative log-likelihood of a picture in bits, divided by its channels times its pixels; lower is better, "
+        f"and uniform noise has {math.log2(facts['levels']):.0f}. The model is told {told}, and is not guided. Seed "
+        f"{facts['seed']}; the standard error is that of the mean over pictures."
+    )
+
+
+def _bound(report: Report, facts: Mapping[str, Any]) -> None:
+    discrete = facts["kind"] == "discrete"
+    over = f"over {facts['strides']} strides" if discrete else "in continuous time"
+    report.heading("The bound", f"What the model needs at the most to send a picture, {over}.")
+    if discrete:
+        report.prose(f"The variance of the reverse steps is {facts['variance']}.")
+    names = {
+        "prior": "prior: how much of the picture is left in the last noise",
+        "steps": "steps: from the noise to the last stride",
+        "reconstruction": "reconstruction: the grey levels, given the last stride",
+    }
+    table = [[about, facts["parts"][name]] for name, about in names.items()]
+    report.table(["part", "bits/dim"], [*table, ["total", facts["bits_per_dim"]]])
+    p = facts["profile"]
+    report.plot(
+        Lines(
+            "Where it is spent",
+            [Series("bits/dim a term", p["times"], p["steps"])],
+            x=Axis("t, 0 is data and 1 is noise"),
+            y=Axis("bits/dim"),
+            note="each term's share of the bound",
+        ),
+        Lines(
+            "Rate and distortion",
+            [Series("error of the estimate", p["rate"], p["distortion"])],
+            x=Axis("bits/dim sent so far"),
+            y=Axis("root mean square error, grey levels"),
+            note="how far off the estimate of the picture still is",
+        ),
+    )
+
+
+def _ode(report: Report, facts: Mapping[str, Any]) -> None:
+    report.heading("The flow", "The exact likelihood of the deterministic sampler, of pictures made continuous.")
+    report.table(
+        ["what", "value"],
+        [
+            ["bits/dim", facts["bits_per_dim"]],
+            ["standard error", facts["std_error"]],
+            ["network calls a picture", facts["evaluations"]],
+            ["probes of the divergence", facts["probes"]],
+            ["tolerance of a step", facts["tolerance"]],
+            ["what the prior leaves out, at the most, bits/dim", facts["prior_kl"]],
+        ],
+    )
+    report.prose(
+        f"The flow is followed from t = {facts['end']:.3g}, where the noise is a sixth of the distance between grey "
+        "levels (or the schedule begins). Uniform noise within a grey level makes pictures continuous, so that this is "
+        "an upper bound of the discrete likelihood, too, and mostly a tight one."
+    )
+
+
+def _extremes(report: Report, subject: Subject, rows: Sequence[Row]) -> None:
+    places = {name: i for i, name in enumerate(subject.pictures.names)}
+    ordered = sorted(rows, key=lambda row: row["bits_per_dim"])
+    if len(ordered) < 2 * _SHOWN or subject.pictures.channels not in (1, 3):
+        return
+    report.heading("Pictures", "The likeliest and the least likely, with their bits a dimension.")
+    for some in (ordered[:_SHOWN], ordered[-_SHOWN:]):
+        images = subject.pictures.tensor([places[row["picture"]] for row in some])
+        report.grid(images, [f"{row['bits_per_dim']:.3f}" for row in some])
