@@ -21,7 +21,7 @@ from benchmarks.harness import Options, Table, Variant, measure
 from benchmarks.outcome import Outcome
 from carrara.data import DataSettings, Loader, open_pictures
 from carrara.decoder import Pixels
-from carrara.diffusion import Epsilon, IntegerStep, LinearBetas, Steps
+from carrara.diffusion import DenoisingLoss, Epsilon, IntegerStep, LinearBetas, Steps
 from carrara.rng import keyed
 from carrara.text import Unconditional
 from carrara.train import Training
@@ -113,7 +113,7 @@ def _carrara(shape: peers.Shape, batch: Batch, folder: Path, precision: Precisio
         schedule=LinearBetas(),
         parameterization=Epsilon(),
         level=IntegerStep(),
-        draw=Steps(),
+        objective=DenoisingLoss(Steps()),
     )
     device = torch.device("cpu")
     decoder = Pixels(channels=3, size=(shape.size, shape.size))

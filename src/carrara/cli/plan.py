@@ -199,7 +199,7 @@ _COMMENTS = {
     "task.schedule.kind": "how data turns into noise: a straight path",
     "task.parameterization.kind": "the network's input and target are scaled to unit variance at every t",
     "task.parameterization.sigma_data": "standard deviation of what is generated: latents 1, pixels about 0.5",
-    "task.draw.kind": "which times are trained on: most often the middle ones",
+    "task.objective.draw.kind": "which times are trained on: most often the middle ones",
     "task.settings.sampler.kind": "ddim, heun, dpmpp-2m or ancestral",
     "task.settings.times.steps": "network calls a picture (twice as many with heun)",
     "task.settings.times.shift": "above 1: more steps at high noise",

@@ -5,6 +5,7 @@ The paper in one obvious place each: `Process.marginal` (forward in one step), `
 """
 
 from carrara.diffusion.adaptive import dopri
+from carrara.diffusion.bound import BoundLoss, ContinuousBoundLoss, HybridLoss, LeastVariance
 from carrara.diffusion.classifier import Classifier
 from carrara.diffusion.denoiser import Denoiser, Prediction
 from carrara.diffusion.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, dpmpp_3m_sde, dpmpp_sde
@@ -33,7 +34,7 @@ from carrara.diffusion.likelihood import (
     vlb_terms,
 )
 from carrara.diffusion.limits import Clip, Rescale, Threshold
-from carrara.diffusion.loss import DenoisingLoss
+from carrara.diffusion.loss import DenoisingLoss, Objective
 from carrara.diffusion.multistep import adams, plms, pndm
 from carrara.diffusion.ode_likelihood import (
     EveryAxis,
@@ -103,11 +104,13 @@ from carrara.diffusion.weight import (
 __all__ = [
     "Autoguidance",
     "Bound",
+    "BoundLoss",
     "Churn",
     "Classifier",
     "ClassifierFree",
     "Clip",
     "Composed",
+    "ContinuousBoundLoss",
     "Cosine",
     "CosineBetas",
     "Denoiser",
@@ -122,11 +125,13 @@ __all__ = [
     "Given",
     "GivenBetas",
     "Guidance",
+    "HybridLoss",
     "Importance",
     "IntegerStep",
     "Karras",
     "Learned",
     "LearnedLogSNR",
+    "LeastVariance",
     "Linear",
     "LinearBetas",
     "LinearVP",
@@ -136,6 +141,7 @@ __all__ = [
     "LowDiscrepancy",
     "MinSNR",
     "Mode",
+    "Objective",
     "OdeLikelihood",
     "P2",
     "PerLogSNR",

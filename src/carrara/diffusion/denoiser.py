@@ -47,6 +47,9 @@ class Denoiser(Configured, nn.Module):
     ) -> None:
         super().__init__()
         parameterization.check(process)
+        level.check(process)
+        if isinstance(process.schedule, nn.Module):
+            self.schedule = process.schedule  # its parameters are this module's, too
         self.network = network
         self.process = process
         self.parameterization = parameterization

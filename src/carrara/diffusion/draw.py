@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from carrara.config import Configured
-from carrara.diffusion.process import Process
+from carrara.diffusion.process import Process, like
 from carrara.diffusion.schedule import Tabulated
 from carrara.rng import Rng
 
@@ -57,8 +57,16 @@ class TimeDistribution(ABC):
         """What a row at t counts, so that the mean is that over the distribution which a loss is stated for."""
         return 1.0
 
-    def record(self, rows: Sequence[int], t: Tensor, loss: Tensor) -> None:  # noqa: B027 - most remember nothing
-        """Notes the losses of rows (by their numbers in the run) before their weights."""
+    def counted(self, rng: Rng, t: Tensor, loss: Tensor) -> Tensor:
+        """The losses (B,) at the drawn t, each as it counts; those that teach (have gradients) are remembered."""
+        if loss.requires_grad:
+            self.record(rng, t, loss)
+        correction = self.correction(t)
+        corrected: Tensor = like(correction, loss) * loss if isinstance(correction, Tensor) else correction * loss
+        return corrected
+
+    def record(self, rng: Rng, t: Tensor, loss: Tensor) -> None:  # noqa: B027 - most remember nothing
+        """Notes the losses of the rng's rows, as they are before they are corrected."""
 
     def commit(self, gather: Gather = lambda rows: rows) -> None:  # noqa: B027
         """Takes what was recorded into account, from the next draw on; called once a training step."""
@@ -226,9 +234,10 @@ class Importance(Configured, TimeDistribution):
     def correction(self, t: Tensor) -> Tensor:
         return 1 / (self.steps * self.probabilities()[self._index(t)])
 
-    def record(self, rows: Sequence[int], t: Tensor, loss: Tensor) -> None:
+    def record(self, rng: Rng, t: Tensor, loss: Tensor) -> None:
+        rows = torch.tensor(rng.numbers(), dtype=torch.float64)
         noted = loss.detach().to("cpu", torch.float64)
-        self._pending.append(torch.stack([torch.tensor(rows, dtype=torch.float64), self._index(t).double(), noted], 1))
+        self._pending.append(torch.stack([rows, self._index(t).double(), noted], 1))
 
     def commit(self, gather: Gather = lambda rows: rows) -> None:
         rows = gather(torch.cat([torch.zeros(0, 3, dtype=torch.float64), *self._pending]))

@@ -28,6 +28,7 @@ __all__ = ["LearnedLogSNR"]
 
 _T_MIN = 1e-3  # a grid of up to 1000 strides never visits the stretch below
 _BISECTIONS = 60
+_STEEPEST = math.log(200.0)  # of a curve, over the whole of time: finite in float64 wherever its centre is
 
 
 class LearnedLogSNR(Configured, Schedule, nn.Module):
@@ -72,16 +73,18 @@ class LearnedLogSNR(Configured, Schedule, nn.Module):
 
     def _mixture(self) -> tuple[Tensor, Tensor, Tensor]:
         shares, centres, widths = (p.to("cpu", torch.float64) for p in (self.shares, self.centres, self.log_widths))
-        return torch.softmax(shares, 0), centres, 1 + torch.exp(widths)
+        return torch.softmax(shares, 0), centres.clamp(-1, 2), 1 + torch.exp(widths.clamp(max=_STEEPEST))
 
     def _interior(self, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """u and du/dtau, shaped as tau."""
-        shares, centres, widths = self._mixture()
-        at = _sigmoid(widths * (tau[..., None] - centres))
-        low, high = _sigmoid(-widths * centres), _sigmoid(widths * (1 - centres))
-        rise = high - low
-        u = shares[0] * tau + ((at - low) / rise * shares[1:]).sum(-1)
-        slope = shares[0] + (widths * at * (1 - at) / rise * shares[1:]).sum(-1)
+        """u and du/dtau, shaped as tau.
+
+        A difference of logistic functions is a quotient of hyperbolic ones, which loses no digits in their tails.
+        """
+        shares, centre, w = self._mixture()
+        half, away = w * tau[..., None] / 2, torch.cosh(w * (tau[..., None] - centre) / 2)
+        whole = torch.cosh(w * (1 - centre) / 2) / torch.sinh(w / 2)
+        u = shares[0] * tau + (torch.sinh(half) * whole / away * shares[1:]).sum(-1)
+        slope = shares[0] + (w / 2 * torch.cosh(w * centre / 2) * whole / away**2 * shares[1:]).sum(-1)
         return self._paced(u), self._paced(slope)
 
     def _paced(self, value: Tensor) -> Tensor:

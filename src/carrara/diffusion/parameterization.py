@@ -22,6 +22,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from carrara.diffusion.process import Process, Scale, like
+from carrara.diffusion.schedule import Tabulated
 
 __all__ = [
     "Coefficients",
@@ -140,6 +141,9 @@ class Level(ABC):
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         """t (B,) float64 -> level (B,) float64."""
 
+    def check(self, process: Process) -> None:  # noqa: B027 - most have nothing to check
+        """Raises ValueError when this says nothing sensible of this process."""
+
 
 @dataclass(frozen=True)
 class IntegerStep(Level):
@@ -149,6 +153,14 @@ class IntegerStep(Level):
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return t * self.steps - 1
+
+    def check(self, process: Process) -> None:
+        schedule = process.schedule
+        if isinstance(schedule, Tabulated) and schedule.steps != self.steps:
+            raise ValueError(
+                f"the level counts {self.steps} steps and the schedule's table has {schedule.steps}; "
+                f"use IntegerStep({schedule.steps})"
+            )
 
 
 @dataclass(frozen=True)

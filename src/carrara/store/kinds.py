@@ -66,6 +66,13 @@ TABLES: dict[str, dict[str, str]] = {
         "uncertainty": f"{_D}.weight:Uncertainty",
         "unit": f"{_D}.weight:Unit",
     },
+    "objective": {
+        "bound": f"{_D}.bound:BoundLoss",
+        "continuous-bound": f"{_D}.bound:ContinuousBoundLoss",
+        "denoising": f"{_D}.loss:DenoisingLoss",
+        "hybrid": f"{_D}.bound:HybridLoss",
+        "least-variance": f"{_D}.bound:LeastVariance",
+    },
     "times": {
         "beta": f"{_D}.times:beta",
         "exponential": f"{_D}.times:exponential",
@@ -158,6 +165,7 @@ BASES: dict[str, str] = {
     f"{_D}.draw:TimeDistribution": "draw",
     f"{_D}.weight:Weight": "weight",
     f"{_D}.guidance:Guidance": "guidance",
+    f"{_D}.loss:Objective": "objective",
     "carrara.nn.embed:Embedding": "embedding",
 }
 

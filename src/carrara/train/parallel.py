@@ -53,6 +53,16 @@ class World:
         """Waits until every process is here."""
         self.total(0.0)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (n, k) of all processes one below the other, in the order of the processes: float64."""
+        rows = rows.detach().to("cpu", torch.float64)
+        if self.size == 1:
+            return rows
+        counts = self.total(*(float(len(rows) * (rank == self.rank)) for rank in range(self.size)))
+        before, whole = int(sum(counts[: self.rank])), torch.zeros(int(sum(counts)), rows.shape[1], dtype=torch.float64)
+        whole[before : before + len(rows)] = rows
+        return torch.tensor(self.total(*whole.flatten().tolist()), dtype=torch.float64).view_as(whole)
+
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replaces every gradient by its sum over the processes; a parameter without one counts as zero."""

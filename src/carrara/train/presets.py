@@ -152,7 +152,8 @@ def generator_table(
             "schedule": {"kind": "linear"},
             # the straight path's velocity with what x_t says of it taken off: unit variance in and out at every t
             "parameterization": {"kind": "karras", "sigma_data": _DEVIATION if pixels else 1.0},
-            "draw": {"kind": "logit-normal", "mean": 0.6},  # towards noise, where the prompt decides
+            # times towards noise, where the prompt decides
+            "objective": {"kind": "denoising", "draw": {"kind": "logit-normal", "mean": 0.6}},
             "settings": {
                 "sampler": {"kind": "ddim"},
                 "times": {"kind": "uniform", "steps": 20, "shift": 1.0},

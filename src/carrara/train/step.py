@@ -61,6 +61,8 @@ def train_step(state: State, batch: Batch, world: World) -> dict[str, Measured]:
         measured[phase.name] = Measured(loss, length, clipped, parts)
     if state.ema:
         state.ema.update(step)
+    if after_step := getattr(state.task, "after_step", None):
+        after_step(world)
     state.step += 1
     return measured
 

@@ -45,7 +45,8 @@ class Task(Protocol):
     """Something that can be trained.
 
     A task may also have `networks: tuple[nn.Module, ...]`, the modules whose `forward` is worth compiling
-    (otherwise the values of `modules` are). Modules keep the train or eval mode that the task gave them.
+    (otherwise the values of `modules` are), and `after_step(world: World)`, called in every process when a step's
+    optimisers have moved. Modules keep the train or eval mode that the task gave them.
     """
 
     modules: nn.ModuleDict  # everything with parameters

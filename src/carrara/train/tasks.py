@@ -6,6 +6,7 @@ Each is a recipe (a frozen object that a file can say) whose `create` makes the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,10 @@ from carrara.decoder import AutoencoderLoss, Decoder, Latents, Pixels, psnr
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.draw import LogitNormal, TimeDistribution
 from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
-from carrara.diffusion.loss import DenoisingLoss
+from carrara.diffusion.loss import DenoisingLoss, Objective, parts
 from carrara.diffusion.parameterization import Flow, Level, Parameterization, ScaledTime
 from carrara.diffusion.process import Process
 from carrara.diffusion.schedule import Linear, Schedule
-from carrara.diffusion.weight import Unit, Weight
 from carrara.errors import RecipeError
 from carrara.evaluate.card import card
 from carrara.rng import Rng, permutation
@@ -33,6 +33,7 @@ from carrara.run import finish
 from carrara.store import kinds, load_component, save_component
 from carrara.system import System
 from carrara.text import ContrastiveText, Labels, TextEncoder, Unconditional, contrastive_loss, train_tokenizer
+from carrara.train.parallel import World
 from carrara.train.task import Loss, Phase
 from carrara.types import Batch, Condition
 
@@ -92,7 +93,7 @@ class PartTask:
         shown = {
             key: value
             for key, value in self.facts.items()
-            if key in ("trained_on", "training", "figures", "attribution")
+            if key in ("trained_on", "training", "figures", "license", "attribution")
         }
         return {"name": folder.resolve().name, "what": f"A {self.role} of a Carrara system.", **shown}
 
@@ -294,8 +295,8 @@ class DiffusionRecipe(TaskRecipe):
     schedule: Schedule = field(default_factory=Linear)
     parameterization: Parameterization = field(default_factory=Flow)
     level: Level = field(default_factory=ScaledTime)
-    draw: TimeDistribution = field(default_factory=LogitNormal)
-    weight: Weight = field(default_factory=Unit)
+    objective: Objective = field(default_factory=lambda: DenoisingLoss(LogitNormal()))
+    learned_variance: bool = False  # taught by "hybrid", or "bound" with variance "learned"
     drop: float = 0.1  # share of rows trained on the null condition, for classifier-free guidance
     part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
     settings: SamplingSettings = field(default_factory=SamplingSettings)  # how it is sampled unless told otherwise
@@ -309,7 +310,7 @@ class DiffusionRecipe(TaskRecipe):
     ) -> DiffusionTask:
         """The task with parts that are at hand, whatever `text` and `decoder` name."""
         channels, height, width = decoder.space.shape
-        derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels}
+        derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
         if self.network.get("kind") == "dit":
             derived["size"] = height if height == width else [height, width]
         null = finish(text.start([""]))
@@ -318,10 +319,18 @@ class DiffusionRecipe(TaskRecipe):
         if null.vector is not None:
             derived["vector"] = null.vector.shape[1]
         network = _built("network", self.network, "task.network", seed, **derived)
+        process = Process(copy.deepcopy(self.schedule))  # a learned one is this task's own
         try:
-            denoiser = Denoiser(network, Process(self.schedule), self.parameterization, self.level)
+            denoiser = Denoiser(
+                network, process, self.parameterization, self.level, learned_variance=self.learned_variance
+            )
         except ValueError as error:
             raise RecipeError(f"task.parameterization: {error}") from error
+        try:
+            self.objective.check(denoiser)
+            _check_levels(self.objective, decoder)
+        except ValueError as error:
+            raise RecipeError(f"task.objective: {error}") from error
         generator = DiffusionGenerator(denoiser, decoder.space, reads=text.space, settings=self.settings)
         return DiffusionTask(generator.to(device), self, pictures, text, decoder)
 
@@ -346,6 +355,19 @@ class DiffusionRecipe(TaskRecipe):
         return decoder
 
 
+def _check_levels(objective: Objective, decoder: Decoder) -> None:
+    levels = objective.grey_levels
+    if levels is None:
+        return
+    if decoder.space.kind != "pixels":
+        raise ValueError(
+            f"the bound is of data on {levels} grey levels, and the decoder's {decoder.space.kind} have none; "
+            'use "denoising", or "hybrid" with levels = 0'
+        )
+    if levels != 2**decoder.depth:
+        raise ValueError(f"levels = {levels}, and pictures of {decoder.depth} bits have {2**decoder.depth}")
+
+
 def _parts(caption: str) -> list[str]:
     """Parts of a caption: all but one of its words, and each word alone."""
     words = caption.split()
@@ -356,7 +378,11 @@ def _parts(caption: str) -> list[str]:
 
 
 class DiffusionTask(PartTask):
-    """DenoisingLoss on encoded pictures, under encoded prompts of which a share is dropped."""
+    """The recipe's objective on encoded pictures, under encoded prompts of which a share is dropped.
+
+    What an objective learns (a weight's uncertainty) is in `modules` beside the generator, what it remembers (losses,
+    for importance sampling) in `state`; a learned schedule is the generator's own.
+    """
 
     role, phase_name = "generator", "denoising"
 
@@ -370,8 +396,13 @@ class DiffusionTask(PartTask):
     ) -> None:
         self.generator, self.recipe, self.pictures = module, recipe, pictures
         self.text, self.decoder = text, decoder
-        self.objective = DenoisingLoss(recipe.draw, recipe.weight)
+        self.objective = copy.deepcopy(recipe.objective)
+        self._draws = dict(parts(self.objective, TimeDistribution))  # type: ignore[type-abstract]
         super().__init__(module)
+        for name, part in parts(self.objective, nn.Module):
+            self.modules[name] = part.to(next(module.parameters()).device)
+        trained = tuple(p for p in self.modules.parameters() if p.requires_grad)
+        self.phases = (Phase(self.phase_name, trained, self.loss, self.separable),)
         self.networks = (module.denoiser.network,)
         self.device = next(module.parameters()).device
         self._spaces = torch.tensor(list(repr((text.space, decoder.space)).encode()), dtype=torch.uint8)
@@ -380,8 +411,10 @@ class DiffusionTask(PartTask):
         self._encodings = self._encode_pictures()
 
     def state(self) -> dict[str, Tensor]:
-        """Which text encoder and decoder it is trained with, by their spaces' fingerprints."""
-        return {"spaces": self._spaces}
+        """Which text encoder and decoder it is trained with, by their spaces' fingerprints; and what draws remember."""
+        return {"spaces": self._spaces} | {
+            f"{name}/{key}": value for name, draw in self._draws.items() for key, value in draw.state().items()
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Refuses to go on with other parts than the run was begun with."""
@@ -391,6 +424,15 @@ class DiffusionTask(PartTask):
                 f"the run was begun with another text encoder or decoder than {self.recipe.text} and "
                 f"{self.recipe.decoder} are now; give those back, or train into a new folder"
             )
+        for name, draw in self._draws.items():
+            mine = {key: state[f"{name}/{key}"] for key in draw.state() if f"{name}/{key}" in state}
+            if mine:
+                draw.load_state(mine)
+
+    def after_step(self, world: World) -> None:
+        """Draws that remember take in what this step's rows have lost, in all processes alike."""
+        for draw in self._draws.values():
+            draw.commit(world.gather)
 
     @torch.no_grad()
     def _encode_text(self, prompts: Sequence[str]) -> Condition:
