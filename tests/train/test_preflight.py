@@ -131,6 +131,15 @@ def test_a_network_that_begins_at_zero_is_not_warned_of(tmp_path: Path) -> None:
     assert preflight(task, ToyLoader(), settings(), tmp_path).warnings == ()
 
 
+def test_timing_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step that warms up, and one that is measured: less would be none."""
+    seen: list[int] = []
+    rows = ToyLoader.batch
+    monkeypatch.setattr(ToyLoader, "batch", lambda loader, step: (seen.append(step), rows(loader, step))[1])
+    measure_step_seconds(ToyTask(), ToyLoader(), settings(), longest=0.0)
+    assert seen == [0, 1]
+
+
 def test_a_warmup_that_never_ends_is_warned_of(tmp_path: Path) -> None:
     before, after = (
         preflight(ToyTask(), ToyLoader(), settings(warmup=n), tmp_path / str(n)).warnings for n in (12, 13)

@@ -33,8 +33,6 @@ from carrara.types import Batch
 __all__ = ["Preflight", "StepTime", "check_batch", "isolated", "measure_step_seconds", "memory_errors", "preflight",
            "rehearse"]  # fmt: skip
 
-_LONGEST = 20.0  # seconds of measured steps in one precision, after which the measurement ends
-
 
 class StepTime(NamedTuple):
     """How fast a step is, in the precision that was chosen for it."""
@@ -75,8 +73,12 @@ def measure_step_seconds(
     *,
     device: torch.device | str = "cpu",
     repeats: int = 10,
+    longest: float = 20.0,
 ) -> StepTime:
-    """The time of a training step and the precision that "auto" comes to here; the task is unchanged afterwards."""
+    """The time of a training step and the precision that "auto" comes to here; the task is unchanged afterwards.
+
+    At most `repeats` steps are measured in a precision, and no further one after `longest` seconds of them.
+    """
     where = torch.device(device)
     with joined(where) as world, isolated(where):
         state = State(task, training, where, candidates(where, training.precision)[0])
@@ -84,7 +86,7 @@ def measure_step_seconds(
         snapshot = state.snapshot()
         try:
             with memory_errors(training):
-                seconds = _choose(state, loader, world, snapshot, repeats)
+                seconds = _choose(state, loader, world, snapshot, repeats, longest)
         finally:
             state.restore(snapshot)
         return StepTime(seconds, state.precision, peak_memory_bytes(where))
@@ -185,7 +187,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _choose(state: State, loader: BatchSource, world: World, snapshot: dict[str, object], repeats: int) -> float:
+def _choose(
+    state: State,
+    loader: BatchSource,
+    world: World,
+    snapshot: dict[str, object],
+    repeats: int,
+    longest: float = 20.0,
+) -> float:
     """Sets the precision to the faster of the possible ones and returns its seconds a step.
 
     Precisions are compared by their fastest step, which other work on the machine disturbs least; a precision that is
@@ -198,7 +207,7 @@ def _choose(state: State, loader: BatchSource, world: World, snapshot: dict[str,
         state.restore(snapshot)
         limit = 1.5 * min((min(times) for times in found.values()), default=math.inf)
         try:
-            found[precision] = _time_steps(state, loader, world, repeats, limit)
+            found[precision] = _time_steps(state, loader, world, repeats, limit, longest)
         except NonFiniteError as error:
             failed = error
     if not found:
@@ -208,8 +217,10 @@ def _choose(state: State, loader: BatchSource, world: World, snapshot: dict[str,
     return statistics.median(times[len(times) // 2 :])
 
 
-def _time_steps(state: State, loader: BatchSource, world: World, repeats: int, limit: float) -> list[float]:
-    """Seconds of up to `repeats` steps, fewer when they are long or beyond `limit`."""
+def _time_steps(
+    state: State, loader: BatchSource, world: World, repeats: int, limit: float, longest: float
+) -> list[float]:
+    """Seconds of up to `repeats` steps, fewer when they come to more than `longest`, or one of them to `limit`."""
     times: list[float] = []
     for number in range(repeats + 1):
         batch = loader.batch(number)
@@ -218,7 +229,7 @@ def _time_steps(state: State, loader: BatchSource, world: World, repeats: int, l
         train_step(state, to_device(batch, state.device), world)
         _wait(state.device)
         times.append(world.total(time.perf_counter() - before)[0] / world.size)  # alike in every process
-        if number and (sum(times) > _LONGEST or times[-1] > limit):
+        if number and (sum(times[1:]) > longest or times[-1] > limit):
             break
     return times[1:]  # the first one pays for whatever is made once
 

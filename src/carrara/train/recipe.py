@@ -42,6 +42,7 @@ __all__ = ["Recipe", "Run", "choose_device", "read_recipe", "write_recipe"]
 
 _FORMAT_VERSION = 1
 _RESOLVED, _PLAN = "recipe.toml", "plan.json"
+_TIMED = 0.05  # of the minutes, at most, are spent on timing steps in each precision
 _FREE = ("decoder", "prompts", "settings", "text")  # of a task: how samples look, and in which folders the parts are
 
 
@@ -197,7 +198,10 @@ class Run:
         The budget is the recipe's `minutes`, or what `seconds` says once a step has been timed.
         """
         if self.recipe.minutes:
-            measured = measure_step_seconds(self.task, self.loader, self.recipe.train, device=self.device)
+            longest = min(20.0, _TIMED * 60 * self.recipe.minutes)
+            measured = measure_step_seconds(
+                self.task, self.loader, self.recipe.train, device=self.device, longest=longest
+            )
             budget = seconds() if seconds is not None else self.recipe.minutes * 60
             steps = max(1, int(budget / measured.seconds))
             asked = self.recipe.train.warmup
