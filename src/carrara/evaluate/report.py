@@ -310,13 +310,14 @@ def _veins(seed: int = 19) -> str:
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 _STYLE = """
-:root{--stone:#f1f2f2;--slab:#fcfcfb;--ink:#24282c;--muted:#5f676e;--vein:#d9dcdf;--grain:#8b949c;--accent:#a8501f;
+:root{--stone:#f1f2f2;--slab:#fcfcfb;--ink:#24282c;--muted:#5f676e;--vein:#d9dcdf;--grain:#8b949c;--accent:#a8501f;--edge:rgb(36 40 44/.22);
 --wash:#f6ece5;--shade:0 1px 2px rgb(36 40 44/.05),0 6px 24px -12px rgb(36 40 44/.16);
 --series-1:#a8501f;--series-2:#37618e;--series-3:#5d7f47;--series-4:#b98a1e;--series-5:#7b5480;--series-6:#2f8583;
 --serif:"Iowan Old Style","Palatino Linotype",Palatino,"URW Palladio L","Book Antiqua",P052,Georgia,
 "Liberation Serif",serif}
 @media(prefers-color-scheme:dark){:root{--stone:#141618;--slab:#1c1f22;--ink:#e9eae8;--muted:#9fa7ad;--vein:#32373c;
---grain:#7d868e;--accent:#e39466;--wash:#2b221c;--shade:none;
+--grain:#7d868e;--edge:rgb(0 0 0/.7);
+--accent:#e39466;--wash:#2b221c;--shade:none;
 --series-1:#e39466;--series-2:#7fabd9;--series-3:#9cc283;--series-4:#dcb658;--series-5:#c39ac8;--series-6:#6fc3c0}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
@@ -383,8 +384,11 @@ container-type:inline-size}
 .chart .middle,.chart .narrow{display:none}
 @container(max-width:700px){.chart .wide,.chart .narrow{display:none}.chart .middle{display:block}}
 @container(max-width:440px){.chart .wide,.chart .middle{display:none}.chart .narrow{display:block}}
-.scroll{overflow-x:auto;margin:24px 0;border:1px solid var(--vein);border-radius:12px;background:var(--slab);
-box-shadow:var(--shade)}
+.scroll{overflow-x:auto;margin:24px 0;border:1px solid var(--vein);border-radius:12px;box-shadow:var(--shade);
+background:linear-gradient(90deg,var(--slab) 40%,transparent) left/44px 100% no-repeat local,
+linear-gradient(270deg,var(--slab) 40%,transparent) right/44px 100% no-repeat local,
+linear-gradient(90deg,var(--edge),transparent) left/14px 100% no-repeat scroll,
+linear-gradient(270deg,var(--edge),transparent) right/14px 100% no-repeat scroll,var(--slab)}
 table{width:100%;border-collapse:collapse;font-size:14.5px;font-variant-numeric:tabular-nums lining-nums}
 caption{padding:12px 18px;text-align:left;color:var(--muted);font-size:13.5px}
 th,td{padding:9px 18px;text-align:left;vertical-align:top;overflow-wrap:normal}
