@@ -313,7 +313,9 @@ def test_demo_is_called_with_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp
 
     seen: list[object] = []
     monkeypatch.setattr(
-        pipeline, "demo", lambda minutes, out, seed, say, *, progress: seen.extend((minutes, out, seed, progress))
+        pipeline,
+        "demo",
+        lambda minutes, out, seed, say, *, progress, began: seen.extend((minutes, out, seed, progress)),
     )
     done("demo", "--minutes", 1, "--out", tmp_path, "--seed", 3)
     assert seen == [1.0, tmp_path, 3, True]

@@ -59,6 +59,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     running.send_signal(signal.SIGKILL)
     running.wait()
     recipe = (folder / "run" / "decoder" / "recipe.toml").read_text(encoding="utf-8")
+    (folder / "killed.json").write_bytes((folder / "run" / "demo.json").read_bytes())
     done = subprocess.run(
         command(folder / "run", 1), env=environment(folder), capture_output=True, text=True, check=False
     )
@@ -87,7 +88,25 @@ def test_its_parts_are_components_and_its_system_a_model_as_any_other(out: Path)
     for role in ("text", "decoder", "generator"):
         assert (out / role / "component.json").is_file()
         card = (out / role / "README.md").read_text(encoding="utf-8")
-        assert "428 pictures" in card and "CC-BY" in card
+        assert "pictures of twemoji" in card and "CC-BY" in card
+        assert "## Licence\n\ncc-by-4.0" in card
+
+
+def test_the_seconds_of_a_killed_part_are_counted(out: Path) -> None:
+    killed = json.loads((out.parent / "killed.json").read_text(encoding="utf-8"))["stages"]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["seconds"]["text"] >= killed["text"] - 0.1
+    assert report["seconds"]["decoder"] > killed["decoder"] > 0
+    assert report["figures"]["seconds_total"] == pytest.approx(sum(report["seconds"].values()), abs=0.5)
+
+
+def test_the_same_command_again_says_that_it_is_finished(out: Path) -> None:
+    before = (out / "report.json").read_bytes()
+    words = [word for word in command(out, 1) if word != "--quiet"]
+    done = subprocess.run(words, env=environment(out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"This demo is finished: the report is {out / 'report.html'}" in done.stdout
+    assert (out / "report.json").read_bytes() == before
 
 
 def test_another_demo_in_the_same_folder_is_refused(out: Path) -> None:

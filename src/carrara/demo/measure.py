@@ -1,21 +1,21 @@
 """What the demo measures of its system: pictures, and figures that can be checked.
 
-Everything is keyed by the seed. Networks run in the precision that training chose.
+Everything is keyed by the seed. Networks run on the device and in the precision of the generator's training.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from carrara.data import DataSettings, open_pictures
+from carrara.data import open_pictures
 from carrara.data.pictures import Pictures
 from carrara.decoder import psnr
 from carrara.diffusion.draw import Uniform
@@ -25,13 +25,16 @@ from carrara.rng import Rng, permutation
 from carrara.run import finish
 from carrara.store import load
 from carrara.system import Frame, System
+from carrara.train.precision import autocast, candidates
+from carrara.train.recipe import choose_device, read_recipe
 from carrara.types import Step
 
-__all__ = ["Levels", "Measured", "Trace", "measure"]
+__all__ = ["Fidelity", "Levels", "Measured", "Reconstructions", "Shown", "Trace", "measure"]
 
 _LEVELS = 8
 _SHOWN = 64  # prompts of the sample grid
 _ASKED = 100  # prompts of the fidelity
+_BATCH = 50  # pictures that are sampled at a time
 
 
 class Trace(NamedTuple):
@@ -51,110 +54,127 @@ class Levels(NamedTuple):
     heldout: tuple[float, ...]
 
 
+class Shown(NamedTuple):
+    """The sample grid, and the processes forward and backward."""
+
+    prompts: list[str]
+    heldout: list[bool]  # which of them were never trained on
+    samples: Tensor  # (N, C, H, W)
+    traces: list[Trace]
+    forward: tuple[tuple[float, ...], Tensor]  # times, and a picture noised to each
+
+
+class Fidelity(NamedTuple):
+    """What was asked for and made, and which training picture was the nearest."""
+
+    asked: list[str]
+    made: Tensor  # (N, C, H, W)
+    nearest: Tensor  # (N, C, H, W)
+    right: list[bool]
+    distances: list[float]  # in latents
+
+
+class Reconstructions(NamedTuple):
+    """Held-out pictures, and what the decoder's two halves make of them."""
+
+    names: list[str]
+    originals: Tensor  # (N, C, H, W)
+    decoded: Tensor  # (N, C, H, W)
+
+
 class Measured(NamedTuple):
-    """Everything that the report shows."""
+    """Everything that the report shows; pictures are on the CPU."""
 
     figures: dict[str, float]
-    prompts: list[str]  # of the sample grid
-    heldout: list[bool]  # which of them were never trained on
-    samples: Tensor
-    asked: list[str]  # of the fidelity, with what was made and which training picture was nearest
-    made: Tensor
-    nearest: Tensor
-    right: list[bool]
-    distances: list[float]
-    forward: tuple[tuple[float, ...], Tensor]
-    traces: list[Trace]
+    shown: Shown
+    fidelity: Fidelity
+    reconstructions: Reconstructions
     levels: Levels
-    originals: Tensor
-    reconstructions: Tensor
 
 
-def measure(out: Path, *, seed: int, batch: int = 50) -> Measured:
+@dataclass(frozen=True)
+class _Trained:
+    """A finished demo's system and pictures, on one device; pictures are given and returned on the CPU."""
+
+    system: System
+    pictures: Pictures
+    device: torch.device
+    seed: int
+
+    def captions(self, rows: Iterable[int]) -> list[str]:
+        """The names of pictures."""
+        return [self.pictures.captions[i][0] for i in rows]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Their z."""
+        return self.system.decoder.encode(images.to(self.device))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The pictures of z."""
+        images: Tensor = self.system.decoder.decode(z)  # type: ignore[attr-defined]
+        return images.float().cpu()
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the contrastive picture encoder sees."""
+        features: Tensor = self.system.text.picture_features(images.to(self.device))  # type: ignore[attr-defined]
+        return features
+
+    def read(self, prompts: Sequence[str]) -> Tensor:
+        """What the contrastive text encoder reads."""
+        features: Tensor = self.system.text.text_features(prompts)  # type: ignore[attr-defined]
+        return features
+
+    def sample(self, prompts: Sequence[str]) -> Tensor:
+        """A picture a prompt, picture i from seed + i."""
+        made = []
+        for i in range(0, len(prompts), _BATCH):
+            some = prompts[i : i + _BATCH]
+            *_, last = self.system.generate(some, seeds=[self.seed + i + k for k in range(len(some))])
+            made.append(last.images.float().cpu())
+        return torch.cat(made)
+
+
+def measure(out: Path, *, seed: int) -> Measured:
     """Samples the system of a demo folder and measures its parts."""
+    recipe = read_recipe(out / "generator" / "recipe.toml")
+    device = choose_device(recipe.device)
     system = load(out / "system")
-    pictures = open_pictures(DataSettings(folder=str(out / "data"), size=64, channels=3, fit="pad"), out / "cache")
-    low = _precision(out)
-    train, held = pictures.train, pictures.heldout
-    figures: dict[str, float] = {}
-    with torch.no_grad(), low():
-        originals = pictures.tensor(held)
-        reconstructions = _decode(system, system.decoder.encode(originals))
-        figures["decoder_psnr_heldout_db"] = psnr(originals, reconstructions).mean().item()
-        some = pictures.tensor(train[: len(held) * 4])
-        figures["decoder_psnr_train_db"] = psnr(some, _decode(system, system.decoder.encode(some))).mean().item()
-        references = pictures.tensor(train)
-        z = system.decoder.encode(references)
-        seen = system.text.picture_features(references)  # type: ignore[attr-defined]
-        figures |= _retrieval(system, pictures, out, seen)
-
-        known = [pictures.captions[i][0] for i in train]
-        asked = [known[i] for i in permutation(len(known), seed, "asked")[:_ASKED]]
-        began = time.perf_counter()
-        made = _sample(system, asked, [seed + i for i in range(len(asked))], batch)
-        each = (time.perf_counter() - began) / len(asked)
-        captions = [pictures.captions[i] for i in train]
-        by_latent = nearest(system.decoder.encode(made), z)
-        by_sight = nearest(system.text.picture_features(made), seen)  # type: ignore[attr-defined]
-        figures["prompt_fidelity_top1"], right = fidelity(asked, by_latent, captions)
-        figures["prompt_fidelity_top1_contrastive"], _ = fidelity(asked, by_sight, captions)
-        figures |= _memorisation(by_latent, system.decoder.encode(originals), z)
-
-        prompts, flags = _shown(pictures, asked, seed)
-        samples = _sample(system, prompts, [seed + i for i in range(len(prompts))], batch)
-        traces = [_trace(system, prompt, seed) for prompt in _remarkable(prompts)]
-        forward = _forward(system, references[:1], seed)
-        levels = _levels(system, pictures, seed)
-    figures["seconds_per_picture"] = each
-    return Measured(
-        figures,
-        prompts,
-        flags,
-        samples,
-        asked,
-        made,
-        references[by_latent.number],
-        right,
-        by_latent.distance.tolist(),
-        forward,
-        traces,
-        levels,
-        originals,
-        reconstructions,
-    )
+    for part in (system.text, system.generator, system.decoder):
+        part.to(device)  # type: ignore[union-attr]
+    trained = _Trained(system, open_pictures(recipe.data, out / "cache"), device, seed)
+    with torch.no_grad(), autocast(device, candidates(device, recipe.train.precision)[0]):
+        references = trained.pictures.tensor(trained.pictures.train)
+        z, seen = trained.encode(references), trained.seen(references)
+        reconstructions, figures = _reconstructions(trained)
+        figures |= _retrieval(trained, Path(recipe.data.folder), seen)
+        compared, more = _fidelity(trained, references, z, seen)
+        figures |= more | {
+            "nearest_training_distance_heldout": _spread(nearest(trained.encode(reconstructions.originals), z), z)
+        }
+        shown = _shown(trained, compared.asked, references[:1])
+        return Measured(figures, shown, compared, reconstructions, _levels(trained))
 
 
-def _precision(out: Path) -> Callable[[], AbstractContextManager[Any]]:
-    from carrara.train.recipe import read_recipe
-
-    if read_recipe(out / "generator" / "recipe.toml").train.precision == "bfloat16":
-        return lambda: torch.autocast("cpu", torch.bfloat16)
-    return nullcontext
-
-
-def _decode(system: System, z: Tensor) -> Tensor:
-    images: Tensor = system.decoder.decode(z)  # type: ignore[attr-defined]
-    return images.float()
+def _reconstructions(trained: _Trained) -> tuple[Reconstructions, dict[str, float]]:
+    held, train = trained.pictures.heldout, trained.pictures.train
+    originals, some = trained.pictures.tensor(held), trained.pictures.tensor(train[: 4 * len(held)])
+    decoded = trained.decode(trained.encode(originals))
+    return Reconstructions(trained.captions(held), originals, decoded), {
+        "decoder_psnr_heldout_db": psnr(originals, decoded).mean().item(),
+        "decoder_psnr_train_db": psnr(some, trained.decode(trained.encode(some))).mean().item(),
+    }
 
 
-def _sample(system: System, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> Tensor:
-    made = []
-    for i in range(0, len(prompts), batch):
-        *_, last = system.generate(prompts[i : i + batch], seeds=seeds[i : i + batch])
-        made.append(last.images.float())
-    return torch.cat(made)
-
-
-def _retrieval(system: System, pictures: Pictures, out: Path, seen: Tensor) -> dict[str, float]:
+def _retrieval(trained: _Trained, folder: Path, seen: Tensor) -> dict[str, float]:
     """Names and aliases against all training pictures; an alias that is the name of another picture was read."""
-    lines = (out / "data" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     aliases = {row["file_name"]: row["aliases"] for row in map(json.loads, lines)}
+    pictures = trained.pictures
     places = {pictures.names[i]: place for place, i in enumerate(pictures.train)}
-    read = {pictures.captions[i][0] for i in pictures.train}
+    known = trained.captions(pictures.train)
+    read = set(known)
     asked = [(alias, place) for name, place in places.items() for alias in aliases[name] if alias not in read]
-    features: Callable[..., Tensor] = system.text.text_features  # type: ignore[attr-defined]
-    words = features([alias for alias, _ in asked])
-    names = features([pictures.captions[i][0] for i in pictures.train])
+    words, names = trained.read([alias for alias, _ in asked]), trained.read(known)
     right = [place for _, place in asked]
     return {
         "text_retrieval_top1": retrieval(words, seen, right, k=1),
@@ -164,23 +184,43 @@ def _retrieval(system: System, pictures: Pictures, out: Path, seen: Tensor) -> d
     }
 
 
-def _memorisation(made: Nearest, held: Tensor, z: Tensor) -> dict[str, float]:
-    """Distances to the nearest training picture, in the latents' unit scale, and those of held-out pictures."""
-    per = z[0].numel() ** 0.5
-    return {
-        "nearest_training_distance": made.distance.mean().item() / per,
-        "nearest_training_distance_heldout": nearest(held, z).distance.mean().item() / per,
+def _fidelity(trained: _Trained, references: Tensor, z: Tensor, seen: Tensor) -> tuple[Fidelity, dict[str, float]]:
+    """A hundred trained names asked for; `references` (M, C, H, W) are the training pictures, with their features."""
+    known = trained.captions(trained.pictures.train)
+    asked = [known[i] for i in permutation(len(known), trained.seed, "asked")[:_ASKED]]
+    began = time.perf_counter()
+    made = trained.sample(asked)
+    each = (time.perf_counter() - began) / len(asked)
+    captions = [trained.pictures.captions[i] for i in trained.pictures.train]
+    by_latent, by_sight = nearest(trained.encode(made), z), nearest(trained.seen(made), seen)
+    share, right = fidelity(asked, by_latent, captions)
+    nearby = references[by_latent.number.cpu()]
+    return Fidelity(asked, made, nearby, right, by_latent.distance.tolist()), {
+        "prompt_fidelity_top1": share,
+        "prompt_fidelity_top1_contrastive": fidelity(asked, by_sight, captions)[0],
+        "nearest_training_distance": _spread(by_latent, z),
+        "seconds_per_picture": each,
     }
 
 
-def _shown(pictures: Pictures, asked: Sequence[str], seed: int) -> tuple[list[str], list[bool]]:
+def _spread(found: Nearest, z: Tensor) -> float:
+    """The mean distance to the nearest training picture, in the latents' unit scale."""
+    return found.distance.mean().item() / z[0].numel() ** 0.5
+
+
+def _shown(trained: _Trained, asked: Sequence[str], image: Tensor) -> Shown:
     """The grid's prompts: names that were trained on, then held-out names and combinations."""
-    held = [pictures.captions[i][0] for i in pictures.heldout]
+    held = trained.captions(trained.pictures.heldout)
     composed = ["cat with heart eyes", "angry cat", "green apple with smiling face", "blue bird", "sleepy dog"]
-    composed = [prompt for prompt in composed if prompt not in asked]
-    unseen = [*held[:11], *composed]
+    unseen = [*held[:11], *(prompt for prompt in composed if prompt not in asked)]
     prompts = [*asked[: _SHOWN - len(unseen)], *unseen]
-    return prompts, [prompt in unseen for prompt in prompts]
+    return Shown(
+        prompts,
+        [prompt in unseen for prompt in prompts],
+        trained.sample(prompts),
+        [_trace(trained, prompt) for prompt in _remarkable(prompts)],
+        _forward(trained, image),
+    )
 
 
 def _remarkable(prompts: Sequence[str]) -> list[str]:
@@ -188,36 +228,34 @@ def _remarkable(prompts: Sequence[str]) -> list[str]:
     return [*wanted, *prompts][:2]
 
 
-def _trace(system: System, prompt: str, seed: int) -> Trace:
-    frames: list[Frame] = list(system.generate([prompt], seeds=[seed]))
+def _trace(trained: _Trained, prompt: str) -> Trace:
+    frames: list[Frame] = list(trained.system.generate([prompt], seeds=[trained.seed]))
     steps: list[Step] = [frame.trace for frame in frames if frame.trace is not None]
     chosen = [steps[round(i * (len(steps) - 1) / (_LEVELS - 1))] for i in range(_LEVELS)]
-    noisy = _decode(system, torch.cat([step.x for step in chosen]))
-    means = _decode(system, torch.cat([step.estimate.mean for step in chosen]))
-    return Trace(prompt, tuple(step.t for step in chosen), noisy, means)
+    noisy = trained.decode(torch.cat([step.x for step in chosen]))
+    means = trained.decode(torch.cat([step.estimate.mean for step in chosen]))
+    return Trace(prompt, tuple(float(step.t) for step in chosen), noisy, means)
 
 
-def _forward(system: System, image: Tensor, seed: int) -> tuple[tuple[float, ...], Tensor]:
+def _forward(trained: _Trained, image: Tensor) -> tuple[tuple[float, ...], Tensor]:
     """One picture noised in one step at eight times: `Process.diffuse` in the generator's space, decoded."""
-    z = system.decoder.encode(image)
-    noise = Rng.seeds([seed], "forward").normal_like(z)
-    process = system.generator.denoiser.process  # type: ignore[attr-defined]
+    z = trained.encode(image)
+    noise = Rng.seeds([trained.seed], "forward").normal_like(z)
+    process = trained.system.generator.denoiser.process  # type: ignore[attr-defined]
     times = tuple(i / (_LEVELS - 1) for i in range(_LEVELS))
-    return times, _decode(system, torch.cat([process.diffuse(z, t, noise) for t in times]))
+    return times, trained.decode(torch.cat([process.diffuse(z, t, noise) for t in times]))
 
 
-def _levels(system: System, pictures: Pictures, seed: int) -> Levels:
-    generator: Any = system.generator
+def _levels(trained: _Trained) -> Levels:
+    generator: Any = trained.system.generator
     objective = DenoisingLoss(Uniform())  # which draws nothing: times are given here
     times = tuple((i + 0.5) / _LEVELS for i in range(_LEVELS))
     curves = []
-    for rows in (pictures.train[: 4 * len(pictures.heldout)], pictures.heldout):
-        z = system.decoder.encode(pictures.tensor(rows))
-        condition = finish(system.text.start([pictures.captions[i][0] for i in rows]))
-        noise = Rng.samples(seed, range(len(rows)), "levels").normal_like(z)
-        curve = [
-            objective.at(generator.denoiser, z, condition, noise, torch.full((len(rows),), t, dtype=torch.float64))
-            for t in times
-        ]
+    for rows in (trained.pictures.train[: 4 * len(trained.pictures.heldout)], trained.pictures.heldout):
+        z = trained.encode(trained.pictures.tensor(rows))
+        condition = finish(trained.system.text.start(trained.captions(rows)))
+        noise = Rng.samples(trained.seed, range(len(rows)), "levels").normal_like(z)
+        at = torch.ones(len(rows), dtype=torch.float64, device=trained.device)
+        curve = [objective.at(generator.denoiser, z, condition, noise, t * at) for t in times]
         curves.append(tuple(row.mean().item() for row in curve))
     return Levels(times, *curves)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from carrara.store.atomic import write_file
 from carrara.train.log import read_log
 
 if TYPE_CHECKING:
-    from carrara.demo.measure import Measured
+    from carrara.demo.clock import Clock
+    from carrara.demo.measure import Fidelity, Levels, Measured
     from carrara.demo.pipeline import Part
 
 __all__ = ["write_report"]
@@ -27,18 +28,17 @@ _PACKAGES = ("carrara", "torch", "numpy", "pillow", "tokenizers", "safetensors",
 _NAMES = {"text": "Text encoder", "decoder": "Decoder", "generator": "Generator"}
 
 
-def write_report(
-    out: Path, parts: Mapping[str, Part], measured: Measured, *, seconds: Callable[[], float], minutes: float, seed: int
-) -> Path:
+def write_report(out: Path, parts: Mapping[str, Part], measured: Measured, clock: Clock) -> Path:
     """Writes report.html, report.json and samples.png; returns the page's path."""
-    facts = _facts(out, parts, measured, minutes, seed)
-    sheet(measured.samples, 8, labels=measured.prompts, scale=2).save(out / "samples.png")
-    facts["figures"]["seconds_total"] = round(seconds(), 1)
+    facts = _facts(out, parts, measured, clock)
+    sheet(measured.shown.samples, 8, labels=measured.shown.prompts, scale=2).save(out / "samples.png")
+    facts["figures"]["seconds_total"] = round(clock.seconds, 1)
     write_file(out / "report.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
     return _page(out, parts, measured, facts).write(out / "report.html")
 
 
-def _facts(out: Path, parts: Mapping[str, Part], measured: Measured, minutes: float, seed: int) -> dict[str, Any]:
+def _facts(out: Path, parts: Mapping[str, Part], measured: Measured, clock: Clock) -> dict[str, Any]:
+    asked = measured.fidelity
     figures = {name: round(value, 4) for name, value in measured.figures.items()}
     for name, part in parts.items():
         figures[f"{name}_seconds"] = round(part.outcome.seconds, 1)
@@ -46,9 +46,9 @@ def _facts(out: Path, parts: Mapping[str, Part], measured: Measured, minutes: fl
         figures[f"{name}_peak_memory_mib"] = round(part.outcome.peak_memory_bytes / 2**20)
     return {
         "format_version": 1,
-        "command": f"carrara demo --minutes {minutes:g} --out {out} --seed {seed}",
-        "seed": seed,
-        "minutes": minutes,
+        "command": f"carrara demo --minutes {clock.minutes:g} --out {out} --seed {clock.seed}",
+        "seed": clock.seed,
+        "minutes": clock.minutes,
         "figures": figures,
         "parts": {
             name: {
@@ -61,11 +61,12 @@ def _facts(out: Path, parts: Mapping[str, Part], measured: Measured, minutes: fl
             }
             for name, part in parts.items()
         },
+        "seconds": {name: round(seconds, 1) for name, seconds in clock.counted().items()},
         "loss_by_level": measured.levels._asdict(),
-        "prompts": measured.prompts,
+        "prompts": measured.shown.prompts,
         "asked": [
             {"prompt": prompt, "right": right, "distance": round(distance, 4)}
-            for prompt, right, distance in zip(measured.asked, measured.right, measured.distances, strict=True)
+            for prompt, right, distance in zip(asked.asked, asked.right, asked.distances, strict=True)
         ],
         "versions": {
             "python": platform.python_version(),
@@ -94,8 +95,11 @@ def _threads() -> dict[str, Any]:
 
 
 def _page(out: Path, parts: Mapping[str, Part], measured: Measured, facts: Mapping[str, Any]) -> Report:
-    f = facts["figures"]
-    report = Report("What is left when the noise is taken off", f"The Carrara demo: {facts['command']}")
+    f, shown = facts["figures"], measured.shown
+    budget = f"{facts['minutes']:g} minute{'' if facts['minutes'] == 1 else 's'}"
+    report = Report(
+        "What is left when the noise is taken off", f"The Carrara demo: three parts trained on Twemoji in {budget}"
+    )
     report.figures(
         KeyFigure(
             "Prompt fidelity", f"{100 * f['prompt_fidelity_top1']:.0f}", "%", "of 100 prompts, nearest by latent"
@@ -108,79 +112,77 @@ def _page(out: Path, parts: Mapping[str, Part], measured: Measured, facts: Mappi
     )
     report.heading("Samples", "Each from its prompt alone. Prompts with a star were never trained on.")
     starred = [
-        f"{prompt} *" if unseen else prompt for prompt, unseen in zip(measured.prompts, measured.heldout, strict=True)
+        f"{prompt}\u00a0*" if unseen else prompt for prompt, unseen in zip(shown.prompts, shown.heldout, strict=True)
     ]
-    report.grid(measured.samples, starred, cell=112)
+    report.grid(shown.samples, starred, cell=112)
     report.heading(
         "Forward, in one step", "A picture at eight times of the forward process: x_t = alpha_t x + sigma_t noise."
     )
-    times, noised = measured.forward
+    times, noised = shown.forward
     report.strip({"x_t": noised}, [f"t = {t:.2f}" for t in times])
     report.heading(
         "Backward, the sculpture in the stone", "The noisy latent, and what the generator believes is in it."
     )
-    for trace in measured.traces:
+    for trace in shown.traces:
         report.strip(
             {"x_t": trace.noisy, "E[x | x_t]": trace.means}, [f"t = {t:.2f}" for t in trace.times], title=trace.prompt
         )
-    _training(report, out, parts, measured, f)
+    _training(report, out, parts, measured.levels)
     report.heading("Reconstruction", "Held-out pictures through the decoder's two halves.")
-    report.compare({"original": measured.originals, "reconstruction": measured.reconstructions}, cell=96)
-    _fidelity(report, measured, f)
+    names, originals, decoded = measured.reconstructions
+    report.compare({"original": originals, "reconstruction": decoded}, names, cell=96)
+    _fidelity(report, measured.fidelity, f)
     report.heading("How this was made")
+    report.table(("stage", "seconds"), [(name, round(seconds)) for name, seconds in facts["seconds"].items()])
     report.table(("package", "version"), [(name, version) for name, version in facts["versions"].items()])
     report.code(str(facts["command"]))
     report.footer(ATTRIBUTION)
     return report
 
 
-def _training(report: Report, out: Path, parts: Mapping[str, Part], measured: Measured, f: Mapping[str, Any]) -> None:
+def _training(report: Report, out: Path, parts: Mapping[str, Part], levels: Levels) -> None:
     report.heading("Training", "Three parts, each trained alone and stored alone.")
-    rows = []
-    for name, part in parts.items():
-        o = part.outcome
-        rows.append(
+    report.table(
+        ("part", "steps", "batch", "seconds", "pictures/s", "peak MiB", "precision"),
+        [
             (
                 _NAMES[name],
                 o.steps,
                 part.recipe.train.batch,
-                round(o.seconds, 1),
-                round(o.images_per_second, 1),
+                round(o.seconds),
+                round(o.images_per_second),
                 round(o.peak_memory_bytes / 2**20),
                 o.precision,
             )
-        )
-    report.table(("part", "steps", "batch", "seconds", "pictures/s", "peak MiB", "precision"), rows)
-    for name in parts:
-        events = read_log(out / name / "log.jsonl")
-        steps = [e for e in events if e.get("event") == "step"]
-        held = [e for e in events if e.get("event") == "validate"]
-        series = [
-            Series("training", [e["step"] for e in steps], [e["loss"] for e in steps], window=max(5, len(steps) // 40))
-        ]
-        if held:
-            series.append(
-                Series("held out", [e["step"] for e in held], [e["figures"]["loss"] for e in held], dashed=True)
-            )
-        report.plot(Lines(f"{_NAMES[name]}: loss", tuple(series), Axis("step"), Axis("loss", log=True)))
-    levels = measured.levels
-    report.plot(
-        Lines(
-            "Generator: loss by noise level, fixed noise",
-            (
-                Series("training", levels.times, levels.train),
-                Series("held out", levels.times, levels.heldout, dashed=True),
-            ),
-            Axis("t"),
-            Axis("loss"),
-        )
+            for name, part in parts.items()
+            for o in [part.outcome]
+        ],
     )
+    for name in parts:
+        report.plot(_curve(name, read_log(out / name / "log.jsonl")))
+    by_level = (
+        Series("training", levels.times, levels.train),
+        Series("held out", levels.times, levels.heldout, dashed=True),
+    )
+    report.plot(Lines("Generator: loss by noise level, fixed noise", by_level, Axis("t"), Axis("loss")))
 
 
-def _fidelity(report: Report, measured: Measured, f: Mapping[str, Any]) -> None:
+def _curve(name: str, events: Sequence[Mapping[str, Any]]) -> Lines:
+    """The loss of a part's training, step by step, and held out."""
+    steps = [e for e in events if e.get("event") == "step"]
+    held = [e for e in events if e.get("event") == "validate"]
+    series = [
+        Series("training", [e["step"] for e in steps], [e["loss"] for e in steps], window=max(5, len(steps) // 40))
+    ]
+    if held:
+        series.append(Series("held out", [e["step"] for e in held], [e["figures"]["loss"] for e in held], dashed=True))
+    return Lines(f"{_NAMES[name]}: loss", tuple(series), Axis("step"), Axis("loss", log=True))
+
+
+def _fidelity(report: Report, found: Fidelity, f: Mapping[str, Any]) -> None:
     report.heading("Does it show what was asked for?")
     report.prose(
-        f"For {len(measured.asked)} prompts, the training picture nearest to what was made carries the prompt in "
+        f"For {len(found.asked)} prompts, the training picture nearest to what was made carries the prompt in "
         f"{100 * f['prompt_fidelity_top1']:.0f} % of cases by the decoder's latents, and in "
         f"{100 * f['prompt_fidelity_top1_contrastive']:.0f} % by the contrastive picture encoder. Given the name of a "
         f"training picture, the text encoder ranks it first in {100 * f['text_retrieval_names_top1']:.0f} % of cases; "
@@ -190,15 +192,15 @@ def _fidelity(report: Report, measured: Measured, f: Mapping[str, Any]) -> None:
     report.plot(
         Histogram(
             "Distance to the nearest training picture",
-            (Sample("generated", measured.distances),),
+            (Sample("generated", found.distances),),
             Axis("distance in latent space"),
         )
     )
-    wrong = [i for i, right in enumerate(measured.right) if not right]
+    wrong = [i for i, right in enumerate(found.right) if not right]
     if wrong:
         inside = Blocks().compare(
-            {"made": measured.made[wrong], "nearest": measured.nearest[wrong]},
-            [measured.asked[i] for i in wrong],
+            {"made": found.made[wrong], "nearest": found.nearest[wrong]},
+            [found.asked[i] for i in wrong],
             cell=96,
         )
         report.details(f"The {len(wrong)} that missed", inside)

@@ -1,28 +1,31 @@
 """The demo from end to end, within a budget of minutes; run again after an interruption, it goes on where it was.
 
-    data/      the pictures, written out as a folder like any user's
+    twemoji/   the pictures, written out as a folder like any user's
     text/ decoder/ generator/    a run folder each, which becomes the component
     system/    the model folder
     report.html, report.json
+    demo.json  the seconds so far, and what a finished demo was made of
 
-The budget is given out part by part: a few steps are timed, the number of steps that fit is fixed in the part's
-recipe.toml, and what a part leaves or overruns is the next one's.
+Each part has a time by which it should be done, counted from the beginning, so that what one leaves or overruns is the
+next one's. A few steps are timed, and the number of them that fits until then is fixed in the part's recipe.toml.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from carrara import __version__
 from carrara.config import build, describe
 from carrara.data import DataSettings
-from carrara.demo.twemoji import ATTRIBUTION, emojis, write_pictures
-from carrara.errors import RecipeError, StorageError
+from carrara.demo.clock import Clock
+from carrara.demo.twemoji import ATTRIBUTION, LICENSE, emojis, write_pictures
+from carrara.errors import RecipeError
 from carrara.store import assemble, kinds
-from carrara.store.atomic import storage_errors, write_file
 from carrara.train.loop import Outcome
 from carrara.train.presets import decoder_table, generator_table, text_table
 from carrara.train.recipe import Recipe, Run
@@ -30,9 +33,12 @@ from carrara.train.recipe import Recipe, Run
 __all__ = ["Part", "demo"]
 
 SIZE = 64
+DATA = "twemoji"
+_PARTS = ("text", "decoder", "generator")  # in the order of their training
 _SHARES = {"text": 0.15, "decoder": 0.34}  # of the budget; the generator has what is left
-_REPORT = 14.0  # seconds that sampling and measuring need
-_STEPS = 0.94  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints
+_REPORT = 12.0  # seconds that sampling and measuring need
+_ENDING = {"text": 1.0, "decoder": 1.0, "generator": 3.0}  # seconds for the last figures, pictures and files
+_STEPS = 0.96  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints on the way
 
 
 class Part(NamedTuple):
@@ -42,87 +48,91 @@ class Part(NamedTuple):
     outcome: Outcome
 
 
-class _Clock:
-    """Seconds since the demo began, over all its interruptions; kept in the folder."""
+def demo(
+    minutes: float,
+    out: Path,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    progress: bool = True,
+    began: float | None = None,
+) -> Path:
+    """Runs the demo, or goes on with it; returns the path of report.html. A finished one is left as it is.
 
-    def __init__(self, path: Path, minutes: float, seed: int) -> None:
-        self.path, self.began, self.before = path, time.monotonic(), 0.0
-        self.facts: dict[str, Any] = {"minutes": minutes, "seed": seed}
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                earlier = {name: found[name] for name in self.facts}
-                self.before = float(found["seconds"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise StorageError(f"{path} is damaged: {error}; choose another --out") from error
-            if earlier != self.facts:
-                raise RecipeError(
-                    f"{path.parent} holds a demo of {earlier['minutes']:g} minutes with seed {earlier['seed']}; "
-                    "give the same to go on with it, or another --out"
-                )
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.began
-
-    def note(self) -> None:
-        with storage_errors(f"{self.path} cannot be written"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self.path, json.dumps({**self.facts, "seconds": self.seconds}).encode())
-
-
-def demo(minutes: float, out: Path, seed: int, say: Callable[[str], None], *, progress: bool = True) -> Path:
-    """Runs the demo, or goes on with it; returns the path of report.html.
-
+    `began` (time.monotonic) is when its time began to count, where that was before this call.
     Raises CarraraError for missing packages, RecipeError for a folder of another demo, and whatever training raises.
     """
     if not minutes >= 0.5:
         raise RecipeError(f"minutes is {minutes:g}; the demo's three parts need at least 0.5 minutes together")
-    clock = _Clock(out / "demo.json", minutes, seed)
+    clock = Clock(out / "demo.json", minutes, seed, began=time.monotonic() if began is None else began)
+    again = bool(clock.finished)
+    if again and clock.finished == _made_of(out, clock):
+        report = out / "report.html"
+        say(f"This demo is finished: the report is {report}, the system is in {out / 'system'}")
+        return report
+    clock.finished = ""
     clock.note()
     try:
-        return _run(minutes, out, seed, say, progress, clock)
+        path = _run(out, clock, say, progress, again)
+        clock.finished = _made_of(out, clock)
+        return path
     finally:
         clock.note()  # also what an interrupted part has used
 
 
-def _run(minutes: float, out: Path, seed: int, say: Callable[[str], None], progress: bool, clock: _Clock) -> Path:
-    if not (out / "data").is_dir():
+def _made_of(out: Path, clock: Clock) -> str:
+    """Everything that the report came from, hashed; "" where some of it, or the report itself, is not there."""
+    recipes = [describe(_recipe(name, out, clock), kinds()) for name in _PARTS]
+    digest = hashlib.blake2b(json.dumps([__version__, recipes]).encode(), digest_size=16)
+    components = [folder / name / "component.json" for folder in (out, out / "system") for name in _PARTS]
+    try:
+        for path in (*components, *sorted((out / DATA).iterdir()), out / "report.html", out / "report.json"):
+            facts = path.stat()
+            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def _run(out: Path, clock: Clock, say: Callable[[str], None], progress: bool, again: bool) -> Path:
+    clock.turn("data")
+    if not (out / DATA).is_dir():
         concepts = emojis()
-        write_pictures(out / "data", concepts, seed=seed)
-        say(f"{len(concepts)} captioned pictures written to {out / 'data'}. {ATTRIBUTION}")
+        write_pictures(out / DATA, concepts, seed=clock.seed)
+        say(f"{len(concepts)} captioned pictures written to {out / DATA}. {ATTRIBUTION}")
     parts: dict[str, Part] = {}
-    for name in ("text", "decoder", "generator"):
+    for name in _PARTS:
         say(f"Training the {name}" + (" encoder" if name == "text" else "") + f" in {out / name}")
+        clock.turn(name)
         parts[name] = _train(name, out, clock, say, progress)
-        clock.note()
+    clock.turn("report", anew=again)
     assemble(out / "system", text=out / "text", generator=out / "generator", decoder=out / "decoder")
     say("Sampling and measuring the system")
     from carrara.demo.measure import measure
     from carrara.demo.page import write_report
 
-    measured = measure(out, seed=seed)
-    path = write_report(out, parts, measured, seconds=lambda: clock.seconds, minutes=minutes, seed=seed)
-    clock.note()
-    say(f"{clock.seconds:.0f} s of {minutes * 60:.0f} s. The system is in {out / 'system'}, the report is {path}")
+    path = write_report(out, parts, measure(out, seed=clock.seed), clock)
+    say(f"{clock.seconds:.0f} s of {clock.total:.0f} s. The system is in {out / 'system'}, the report is {path}")
     return path
 
 
-def _train(name: str, out: Path, clock: _Clock, say: Callable[[str], None], progress: bool) -> Part:
-    total = clock.facts["minutes"] * 60
-    run = Run(_recipe(name, out, clock.facts["seed"], total), cache=out / "cache", say=say)
-    run.task.facts["attribution"] = [ATTRIBUTION]
-
-    def seconds() -> float:
-        whole = _SHARES[name] * total if name in _SHARES else total - clock.seconds - _REPORT
-        return max(_STEPS * whole, 2.0)
-
-    recipe = run.resolve(seconds)
-    return Part(recipe, run.train(progress=progress, rehearsal=False))
+def _train(name: str, out: Path, clock: Clock, say: Callable[[str], None], progress: bool) -> Part:
+    run = Run(_recipe(name, out, clock), cache=out / "cache", say=say)
+    run.task.facts |= {"license": LICENSE, "attribution": [ATTRIBUTION]}
+    recipe = run.resolve(lambda: max(_STEPS * (_until(name, clock.total) - clock.seconds - _ENDING[name]), 2.0))
+    return Part(recipe, run.train(progress=progress, on_event=lambda _: clock.tick(), rehearsal=False))
 
 
-def _recipe(name: str, out: Path, seed: int, total: float) -> Recipe:
-    data = DataSettings(folder=str(out / "data"), size=SIZE, channels=3, fit="pad")
+def _until(name: str, total: float) -> float:
+    """The second by which a part should be done."""
+    if name not in _SHARES:
+        return total - _REPORT
+    before = _PARTS[: _PARTS.index(name) + 1]
+    return total * sum(_SHARES[part] for part in before)
+
+
+def _recipe(name: str, out: Path, clock: Clock) -> Recipe:
+    data = DataSettings(folder=str(out / DATA), size=SIZE, channels=3, fit="pad")
     tables = {
         "text": lambda: text_table(size=SIZE, channels=3, words=4),
         "decoder": lambda: decoder_table(size=SIZE, channels=3),
@@ -133,11 +143,11 @@ def _recipe(name: str, out: Path, seed: int, total: float) -> Recipe:
     table: dict[str, Any] = tables[name]()
     train = {
         **table["train"],
-        "seed": seed,
+        "seed": clock.seed,
         "validate_every": 50,
         "sample_every": {"text": 0, "decoder": 300, "generator": 200}[name],
         "save_every": 0,
-        "save_seconds": max(30.0, total / 5),
+        "save_seconds": max(30.0, clock.total / 5),
     }
     if name == "generator":  # a few hundred steps: large ones, and an average over few
         train |= {"learning_rate": 5e-3, "warmup": 60, "ema": 0.98}
@@ -145,7 +155,7 @@ def _recipe(name: str, out: Path, seed: int, total: float) -> Recipe:
         Recipe,
         {
             "out": str(out / name),
-            "minutes": 1.0,  # stands for the share that `resolve` is given
+            "minutes": _SHARES.get(name, 1 - sum(_SHARES.values())) * clock.minutes,  # about; see `_until`
             "data": describe(data, kinds()),
             "task": table["task"],
             "train": train,

@@ -19,12 +19,14 @@ from carrara.errors import CarraraError, DataError
 from carrara.rng import keyed
 from carrara.store.atomic import new_directory
 
-__all__ = ["ATTRIBUTION", "Emoji", "emojis", "write_pictures"]
+__all__ = ["ATTRIBUTION", "Emoji", "LICENSE", "emojis", "write_pictures"]
 
 ATTRIBUTION = (
     "Pictures: Twemoji, copyright Twitter, Inc and other contributors, licensed CC-BY 4.0 "
     "(creativecommons.org/licenses/by/4.0), scaled and laid on white."
 )
+
+LICENSE = "cc-by-4.0"
 
 # Code points by group, without skin tones, as in Unicode's emoji-test.txt; a..b is a range.
 _GROUPS = {
