@@ -422,6 +422,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (BoundLoss(variance=Learned()), plain, "learned_variance"),
         (BoundLoss(), taught, "Learned"),
         (BoundLoss(), moving, "ContinuousBoundLoss"),
+        (DenoisingLoss(Uniform()), moving, "ContinuousBoundLoss"),
         (ContinuousBoundLoss(), taught, "learned_variance"),
         (BoundLoss(times=functools.partial(uniform, steps=1)), plain, "two strides"),
         (BoundLoss(times=functools.partial(trailing, steps=4, end=1 / 12)), plain, "ends at 0"),
@@ -429,7 +430,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for objective, model, said in wrong:
         with pytest.raises(ValueError, match=said):
             objective.check(model)
-    for objective, model in ((DenoisingLoss(Uniform()), moving), (ContinuousBoundLoss(), moving), (BoundLoss(), plain)):
+    frozen = Denoiser(F(), Process(LearnedLogSNR().requires_grad_(False)), Epsilon(), LogSigma())
+    for objective, model in ((DenoisingLoss(Uniform()), frozen), (ContinuousBoundLoss(), moving), (BoundLoss(), plain)):
         objective.check(model)
     assert BoundLoss().grey_levels == 256 and HybridLoss(levels=0).grey_levels is None
     assert DenoisingLoss(Uniform()).grey_levels is None and LeastVariance().grey_levels == 256

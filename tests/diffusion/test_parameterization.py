@@ -19,8 +19,10 @@ from carrara.diffusion import (
     Flow,
     IntegerStep,
     Karras,
+    LearnedLogSNR,
     Linear,
     LinearBetas,
+    LinearVP,
     LogSigma,
     MinSNR,
     Plain,
@@ -28,6 +30,8 @@ from carrara.diffusion import (
     ScaledLinearBetas,
     ScaledTime,
     Schedule,
+    Sigmoid,
+    SigmoidBetas,
     Steps,
     Uniform,
     Unit,
@@ -46,9 +50,13 @@ SCHEDULES: list[Schedule] = [
     LinearBetas(),
     ScaledLinearBetas(zero_terminal=True),
     CosineBetas(),
+    SigmoidBetas(),
     Cosine(),
     Linear(),
     VarianceExploding(),
+    Sigmoid(),
+    LinearVP(),
+    LearnedLogSNR(),
 ]
 PARAMETERIZATIONS: list[Parameterization] = [Epsilon(), X0(), V(), Flow(), Karras(0.5), Karras(1.3)]
 

@@ -12,12 +12,16 @@ from carrara.diffusion import (
     CosineBetas,
     Given,
     Learned,
+    LearnedLogSNR,
     Linear,
     LinearBetas,
+    LinearVP,
     Posterior,
     Process,
     ScaledLinearBetas,
     Schedule,
+    Sigmoid,
+    SigmoidBetas,
     Transition,
     VarianceExploding,
 )
@@ -27,9 +31,13 @@ SCHEDULES: list[Schedule] = [
     LinearBetas(),
     ScaledLinearBetas(zero_terminal=True),
     CosineBetas(),
+    SigmoidBetas(),
     Cosine(),
     Linear(),
     VarianceExploding(),
+    Sigmoid(),
+    LinearVP(),
+    LearnedLogSNR(),
 ]
 EACH = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 TIMES = [(1.0, 0.999), (1.0, 0.5), (0.7, 0.3), (0.2, 0.001), (0.5, 0.0), (0.001, 0.0)]

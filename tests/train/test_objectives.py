@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +200,47 @@ def test_importance_does_not_see_how_a_batch_is_cut(pictures: Path, tmp_path: Pa
     torch.testing.assert_close(first.losses, all_of_it.losses, rtol=1e-4, atol=1e-5)
 
 
+class Threads(World):
+    """A process of three that are threads, whose sums go through a list."""
+
+    sums: dict[int, tuple[float, ...]]
+    wait: threading.Barrier
+
+    def total(self, *numbers: float) -> tuple[float, ...]:
+        self.sums[self.rank] = numbers
+        self.wait.wait()
+        found = tuple(map(sum, zip(*(self.sums[rank] for rank in range(self.size)), strict=True)))
+        self.wait.wait()
+        return found
+
+
+def test_rows_of_all_processes_are_gathered_in_their_order() -> None:
+    sums, wait = {}, threading.Barrier(3)
+    rows = [torch.arange(n * 2, dtype=torch.float64).view(n, 2) + 100 * rank for rank, n in enumerate((2, 0, 3))]
+    found: dict[int, torch.Tensor] = {}
+
+    def gather(rank: int) -> None:
+        here = Threads(rank, 3)
+        object.__setattr__(here, "sums", sums)
+        object.__setattr__(here, "wait", wait)
+        found[rank] = here.gather(rows[rank])
+
+    threads = [threading.Thread(target=gather, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    for rank in range(3):
+        assert torch.equal(found[rank], torch.cat(rows))
+    assert torch.equal(World().gather(rows[0].float()), rows[0])
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
         ({"objective": {"kind": "hybrid"}, "schedule": TABLE, "level": INTEGER}, "learned_variance"),
         ({"learned_variance": True}, "HybridLoss"),
+        ({"schedule": {"kind": "learned"}}, "ContinuousBoundLoss"),
         ({"objective": {"kind": "least-variance", "bound": {}}}, "no interior"),
         ({"objective": {"kind": "continuous-bound", "levels": 65536}}, "256"),
         ({"level": {"kind": "integer-step"}, "schedule": TABLE}, r"IntegerStep\(4\)"),

@@ -18,13 +18,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.draw import Steps, TimeDistribution
 from carrara.diffusion.learned import LearnedLogSNR
 from carrara.diffusion.likelihood import discretised_log_prob, kl, prior_kl, resolving_time, stride_term
-from carrara.diffusion.loss import DenoisingLoss, Objective
+from carrara.diffusion.loss import DenoisingLoss, Objective, check_fixed
 from carrara.diffusion.process import Learned, Posterior, Process, Variance, like
 from carrara.diffusion.times import Grid, Times, full
 from carrara.diffusion.weight import of_noise
@@ -58,11 +58,6 @@ def _check_variance(denoiser: Denoiser, variance: Variance) -> None:
             if isinstance(variance, Learned)
             else "the denoiser has a learned variance, which only a bound with `variance` Learned() teaches"
         )
-
-
-def _check_fixed(denoiser: Denoiser) -> None:
-    if isinstance(denoiser.process.schedule, nn.Module):
-        raise ValueError("a learned schedule learns from the bound in continuous time; use ContinuousBoundLoss")
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class BoundLoss(Objective):
 
     def check(self, denoiser: Denoiser) -> None:
         _check_variance(denoiser, self.variance)
-        _check_fixed(denoiser)
+        check_fixed(denoiser)
         _times(self.times, denoiser.process)
 
     @property
@@ -164,7 +159,7 @@ class HybridLoss(Objective):
 
     def check(self, denoiser: Denoiser) -> None:
         _check_variance(denoiser, Learned())
-        _check_fixed(denoiser)
+        check_fixed(denoiser)
         _times(self.times, denoiser.process)
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.draw import TimeDistribution
@@ -21,7 +21,7 @@ from carrara.diffusion.weight import Unit, Weight
 from carrara.rng import Rng
 from carrara.types import Condition
 
-__all__ = ["DenoisingLoss", "Objective", "parts"]
+__all__ = ["DenoisingLoss", "Objective", "check_fixed", "parts"]
 
 Part = TypeVar("Part")
 
@@ -64,6 +64,14 @@ class DenoisingLoss(Objective):
     def check(self, denoiser: Denoiser) -> None:
         if denoiser.learned_variance:
             raise ValueError("a denoising loss teaches a learned variance nothing; use HybridLoss, or leave it out")
+        check_fixed(denoiser)
+
+
+def check_fixed(denoiser: Denoiser) -> None:
+    """Raises ValueError for a schedule that learns: any loss but the bound teaches it to make the task easy."""
+    schedule = denoiser.process.schedule
+    if isinstance(schedule, nn.Module) and any(p.requires_grad for p in schedule.parameters()):
+        raise ValueError("a learned schedule learns from the bound in continuous time alone; use ContinuousBoundLoss")
 
 
 def parts(value: object, kind: type[Part], name: str = "") -> Iterator[tuple[str, Part]]:
