@@ -72,6 +72,7 @@ def test_the_report_has_the_figures(out: Path) -> None:
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     figures = report["figures"]
     wanted = {"decoder_psnr_heldout_db", "text_retrieval_top1", "text_retrieval_top5", "prompt_fidelity_top1"}
+    wanted |= {"composition_top1"}
     assert wanted | {"seconds_total", "generator_images_per_second", "generator_peak_memory_mib"} <= set(figures)
     assert all(isinstance(value, int | float) and value == value for value in figures.values())
     assert figures["decoder_psnr_heldout_db"] > 12  # a white picture has about 10

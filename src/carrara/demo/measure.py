@@ -151,6 +151,7 @@ def measure(out: Path, *, seed: int) -> Measured:
         figures |= more | {
             "nearest_training_distance_heldout": _spread(nearest(trained.encode(reconstructions.originals), z), z)
         }
+        figures |= _composition(trained, reconstructions.originals)
         shown = _shown(trained, compared.asked, references[:1])
         return Measured(figures, shown, compared, reconstructions, _levels(trained))
 
@@ -201,6 +202,17 @@ def _fidelity(trained: _Trained, references: Tensor, z: Tensor, seen: Tensor) ->
         "nearest_training_distance": _spread(by_latent, z),
         "seconds_per_picture": each,
     }
+
+
+def _composition(trained: _Trained, originals: Tensor) -> dict[str, float]:
+    """Held-out names asked for, twice each: how often the nearest of the held-out pictures is the name's own.
+
+    By the picture encoder, which saw none of them; beside it the share that is right by chance.
+    """
+    names = trained.captions(trained.pictures.heldout)
+    found = nearest(trained.seen(trained.sample(names * 2)), trained.seen(originals))
+    share, _ = fidelity(names * 2, found, [[name] for name in names])
+    return {"composition_top1": share, "composition_chance": 1 / max(len(names), 1)}
 
 
 def _spread(found: Nearest, z: Tensor) -> float:

@@ -108,6 +108,12 @@ def _page(out: Path, parts: Mapping[str, Part], measured: Measured, facts: Mappi
         KeyFigure(
             "Other words", f"{100 * f['text_retrieval_top1']:.0f}", "%", "aliases never read, first of all pictures"
         ),
+        KeyFigure(
+            "Unseen names",
+            f"{100 * f['composition_top1']:.0f}",
+            "%",
+            f"composed so that the right one of {round(1 / f['composition_chance'])} held-out pictures is nearest",
+        ),
         KeyFigure("Time", f"{f['seconds_total'] / 60:.1f}", "min", "from pictures to this page"),
     )
     report.heading("Samples", "Each from its prompt alone. Prompts with a star were never trained on.")
@@ -187,7 +193,10 @@ def _fidelity(report: Report, found: Fidelity, f: Mapping[str, Any]) -> None:
         f"{100 * f['prompt_fidelity_top1_contrastive']:.0f} % by the contrastive picture encoder. Given the name of a "
         f"training picture, the text encoder ranks it first in {100 * f['text_retrieval_names_top1']:.0f} % of cases; "
         f"given one of {f['text_retrieval_aliases']:.0f} aliases that training never read, in "
-        f"{100 * f['text_retrieval_top1']:.0f} % (among the first five in {100 * f['text_retrieval_top5']:.0f} %)."
+        f"{100 * f['text_retrieval_top1']:.0f} % (among the first five in {100 * f['text_retrieval_top5']:.0f} %). "
+        f"The names of held-out pictures were never trained on, though other names say each of their words: asked for "
+        f"by them, it makes a picture to which, of all held-out pictures, the right one is nearest in "
+        f"{100 * f['composition_top1']:.0f} % of cases ({100 * f['composition_chance']:.0f} % by chance)."
     )
     report.plot(
         Histogram(

@@ -147,7 +147,7 @@ def generator_table(
             "text": text,
             "decoder": decoder,
             "drop": 0.0 if text == "unconditional" else 0.1,
-            "part": 0.0 if text in ("unconditional", "labels") else 0.2,
+            "part": 0.0 if text in ("unconditional", "labels") else 0.5,
             "network": _unet(size) if pixels else _dit(size),
             "schedule": {"kind": "linear"},
             # the straight path's velocity with what x_t says of it taken off: unit variance in and out at every t
