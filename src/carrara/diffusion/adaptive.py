@@ -5,7 +5,7 @@ own; `dopri` asks for the next evaluations of all rows in one question, in which
 
 A step from u to u + h is accepted when the difference of the two orders is within the tolerance,
 
-    e = rms( (y5 - y4) / (atol + rtol max(|y|, |y5|)) ) <= 1,     next h = h min(10, max(0.2, 0.9 e^(-1/5)))
+    e = rms( (y5 - y4) / (atol + rtol max(|y|, |y5|)) ) <= 1,     next h = h min(5, max(0.2, 0.9 e^(-1/5)))
 
 as in Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", section II.4.
 """
@@ -126,4 +126,4 @@ def _row(path: Path, y: Tensor, slope: Tensor, times: tuple[float, float, float]
             if arrives:
                 return c_last * ahead
             t, u, y, slope = at, u + h, ahead, slopes[-1]
-        h *= min(10.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2))
+        h *= min(5.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2))

@@ -259,9 +259,10 @@ def predictor_corrector(
 
         x <- x + e score + sqrt(2 e) z,     e = 2 (snr |z| / |score|)^2,     score = (alpha E[x | x_s] - x) / sigma^2
 
-    with both norms taken row by row. 1 + `corrections` evaluations a stride, and one in a last stride that ends at 0.
-    `variance` Transition() makes the predictor of a variance-exploding process the paper's reverse diffusion. The
-    factor 1 - beta_i that Algorithm 5 puts before e, within 0.02 of 1 on DDPM's table, is left out.
+    with both norms taken row by row, and e at most sigma^2 (where the score vanishes the paper's is infinite).
+    1 + `corrections` evaluations a stride, and one in a last stride that ends at 0. `variance` Transition() makes the
+    predictor of a variance-exploding process the paper's reverse diffusion. The factor 1 - beta_i that Algorithm 5 puts
+    before e, within 0.02 of 1 on DDPM's table, is left out.
     """
     if not snr > 0 or corrections < 0:
         raise ValueError(
@@ -276,7 +277,7 @@ def predictor_corrector(
         for _ in range(corrections):
             mean = (yield Query(x, s, inner=True)).mean
             score, noise = (alpha * mean - x) / sigma**2, rng.normal_like(x)
-            size = 2 * (snr * _norms(noise) / _norms(score)) ** 2
+            size = (2 * (snr * _norms(noise) / _norms(score)) ** 2).clamp(max=sigma**2)
             x = x + like(size, x) * score + like((2 * size).sqrt(), x) * noise
     return x
 
