@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from carrara import __version__
-from carrara.cli.app import app, data
+from carrara.cli.app import app, bench, data
 
 from .conftest import done
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "assemble", "sample", "likelihood", "show")
+VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "assemble", "sample", "likelihood", "show",
+         "bench", "bench samplers")  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -30,11 +31,17 @@ def test_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == path.read_text(), "if this is meant, run the test again with CARRARA_SNAPSHOTS=1"
 
 
+_PATHS = {"check": "data-check", "samplers": "bench-samplers"}
+
+
 def test_every_option_is_in_its_help_with_a_sentence() -> None:
-    commands = {command.callback.__name__: command for group in (app, data) for command in group.registered_commands}
-    assert set(commands) == {"demo", "doctor", "check", "init", "train", "assemble", "sample", "likelihood", "show"}
+    commands = {
+        command.callback.__name__: command for group in (app, bench, data) for command in group.registered_commands
+    }
+    assert set(commands) == {"demo", "doctor", "check", "init", "train", "assemble", "sample", "likelihood", "show",
+                             "samplers"}  # fmt: skip
     for name, command in commands.items():
-        text = (SNAPSHOTS / f"{'data-check' if name == 'check' else name}.txt").read_text()
+        text = (SNAPSHOTS / f"{_PATHS.get(name, name)}.txt").read_text()
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
             (about,) = parameter.annotation.__metadata__
             assert about.help, f"{name}: {parameter.name} has no help"

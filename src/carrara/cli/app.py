@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from carrara import __version__
 from carrara.cli.assemble import assemble
+from carrara.cli.bench import samplers
 from carrara.cli.check import check
 from carrara.cli.demo import demo
 from carrara.cli.doctor import doctor
@@ -21,7 +22,7 @@ from carrara.cli.train import train
 __all__ = ["app"]
 
 _PLAIN: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_ORDER = ("demo", "doctor", "data", "init", "train", "assemble", "sample", "likelihood", "show")
+_ORDER = ("demo", "doctor", "data", "init", "train", "assemble", "sample", "likelihood", "show", "bench")
 
 
 class _Verbs(TyperGroup):
@@ -43,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data = typer.Typer(context_settings=_PLAIN, rich_markup_mode=None)
+bench = typer.Typer(context_settings=_PLAIN, rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,6 +66,13 @@ def _data(context: typer.Context) -> None:
         print(context.get_help())
 
 
+@bench.callback(invoke_without_command=True)
+def _bench(context: typer.Context) -> None:
+    """Measure Carrara itself."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 app.add_typer(data, name="data", short_help="look at pictures before training: data check FOLDER")
 data.command(short_help="report on a folder: counts, problems, sizes, captions")(check)
 app.command(short_help="train the three parts on real pictures, with a report")(demo)
@@ -74,3 +83,5 @@ app.command(short_help="put three trained parts together into a model")(assemble
 app.command(short_help="make pictures with a model")(sample)
 app.command(short_help="bits a dimension of pictures under a model")(likelihood)
 app.command(short_help="what a model is, was trained on, and measured")(show)
+app.add_typer(bench, name="bench", short_help="measure Carrara itself: bench samplers")
+bench.command(short_help="how near each sampler comes to the exact solution")(samplers)
