@@ -23,14 +23,14 @@ PY := .venv/bin/python
 READY := .venv/.ready
 endif
 
-.PHONY: help venv demo test slow lint format types contract docs wheel check constraints
+.PHONY: help venv demo test slow museum lint format types contract docs wheel check constraints
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
 	@echo "  PYTHON=python3.12   the Python to build .venv with (3.11 or newer; default python3)"
 	@echo "  VENV=0 PYTHON=...   use that Python's own environment, which must have PyTorch, instead of .venv"
-	@echo "  ARGS='...'          passed on by demo and test"
+	@echo "  ARGS='...'          passed on by demo, test and museum"
 
 venv: $(READY) ## the environment: .venv, with everything pinned in constraints.txt
 
@@ -42,6 +42,9 @@ test: $(READY) ## the tests, as continuous integration runs them
 
 slow: $(READY) ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m slow $(ARGS)
+
+museum: $(READY) ## shows that each known bug, put into a copy of the code, is caught by a test (minutes; docs/museum.md)
+	OMP_NUM_THREADS=1 $(PY) tests/museum --jobs $(JOBS) $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -66,7 +69,7 @@ wheel: $(READY) ## the wheel, into dist
 	$(PY) -m build --wheel --no-isolation --outdir dist . > /dev/null
 	@ls dist/*.whl
 
-check: ## all of it: tests, lint, types, contract, docs, and the wheel in an empty environment
+check: ## all of it: tests, museum, lint, types, contract, docs, and the wheel in an empty environment
 	VENV=$(VENV) PYTHON=$(PYTHON) .ci/run
 
 ifeq ($(VENV),0)

@@ -80,6 +80,14 @@ def test_seed_zero_is_a_seed_and_two_seeds_differ(system: System) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_a_picture_is_its_seeds_wherever_it_stands(system: System) -> None:
+    """Seeds in any order, some of them twice: what comes out is what each gives alone."""
+    together = pictures(system, ["cat"], [7, 0, 3, 7])
+    torch.testing.assert_close(together[0], together[3], rtol=0, atol=TOLERANCE)
+    for picture, seed in zip(together, [7, 0, 3], strict=False):
+        torch.testing.assert_close(picture, pictures(system, ["cat"], [seed])[0], rtol=0, atol=TOLERANCE)
+
+
 def test_frames_are_the_finished_steps_then_the_pictures(system: System) -> None:
     with torch.no_grad():
         frames = list(system.generate(["cat"], seeds=[3, 4]))

@@ -56,6 +56,14 @@ def test_what_is_too_long_is_said(encoder: ContrastiveText) -> None:
     assert not encoder.cuts(["red apple"])
 
 
+def test_what_is_lost_is_said_to_the_token(encoder: ContrastiveText) -> None:
+    """A single token too many is told; lengths are those of the whole prompts, with their two marks."""
+    for lost in (-2, -1, 0, 1, 2, 30):
+        prompt = "q" * (encoder.length - 3 + lost)  # a token each, and three more: the two marks and the first space
+        assert encoder.lengths([prompt]) == [encoder.length + lost]
+        assert [cut.lost for cut in encoder.cuts([prompt])] == (["q" * lost] if lost > 0 else [])
+
+
 def test_the_fingerprint_tells_trainings_apart(encoder: ContrastiveText) -> None:
     space = encoder.space
     assert space.kind == "text"

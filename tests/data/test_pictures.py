@@ -253,6 +253,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path: Path) -> None:
     got = {problem.name: problem.reason for problem in pictures.findings.problems}
     assert set(got) == set(want)
     assert all(word in got[name] for name, word in want.items())
+    assert len(pictures) == pictures.findings.pictures == 60  # and none stands in for another
     assert np.array_equal(pictures.pixels(range(60)), np.stack(made))
     assert list(pictures.names) == sorted(pictures.names)
     said = "\n".join(pictures.findings.sentences())

@@ -96,6 +96,15 @@ def test_a_damaged_checkpoint_is_put_aside_until_there_is_a_better_one(tmp_path:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
+def test_a_damaged_checkpoint_is_not_counted_among_those_kept(tmp_path: Path) -> None:
+    """Damage that nobody has noticed yet: two whole ones are kept all the same."""
+    state = saved(tmp_path, 3, 6, 9)
+    (tmp_path / "checkpoints" / "step-00000009" / "weights.safetensors").write_bytes(b"")
+    state.step = 12
+    save_checkpoint(tmp_path, state, INFO, keep=2)
+    assert [step for step in names(tmp_path) if step != 9] == [6, 12]
+
+
 def test_when_all_are_damaged_the_run_does_not_begin_again_by_itself(tmp_path: Path) -> None:
     saved(tmp_path, 3, 6)
     for path in checkpoints(tmp_path):

@@ -1,0 +1,17 @@
+"""All exhibits, room by room."""
+
+from __future__ import annotations
+
+from museum import data, measures, precision, samplers, schedules, training
+from museum.exhibit import Exhibit
+
+__all__ = ["EXHIBITS"]
+
+EXHIBITS: tuple[Exhibit, ...] = (
+    *schedules.EXHIBITS,
+    *samplers.EXHIBITS,
+    *precision.EXHIBITS,
+    *training.EXHIBITS,
+    *data.EXHIBITS,
+    *measures.EXHIBITS,
+)
