@@ -48,11 +48,25 @@ def test_json_is_the_file_and_nothing_else(tmp_path: Path) -> None:
 def test_a_trained_model(project: Path, tmp_path: Path) -> None:
     """The same noise as `carrara sample` with these seeds; ddim on its finest grid comes nearest."""
     words = ["--model", project / "carrara-pics" / "system", "--prompt", "a red circle", "--prompt", "a blue square"]
-    said = done("bench", "samplers", *FEW, *words, "--count", "3", "--out", tmp_path / "bench", "--json", cwd=project)
+    said = done(
+        "bench",
+        "samplers",
+        *FEW,
+        *words,
+        "--count",
+        "3",
+        "--guidance",
+        "2",
+        "--out",
+        tmp_path / "bench",
+        "--json",
+        cwd=project,
+    )
     model = json.loads(said.out)["model"]
     assert model["rows"] == 3
     assert model["prompts"] == ["a red circle", "a blue square"]
     assert "uniform" in model["grids"]
+    assert model["guidance"]["scale"] == 2
     ddim = {solved["budget"]: solved["error"] for solved in model["solutions"] if solved["sampler"] == "ddim"}
     assert 0 < ddim[4] < model["scale"]
     assert "a red circle" in (tmp_path / "bench" / "samplers.html").read_text()

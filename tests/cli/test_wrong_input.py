@@ -135,6 +135,8 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["bench", "samplers", "--rows", "1"], 2, "--rows"),
         (["bench", "samplers", "--count", "0"], 2, "--count"),
         (["bench", "samplers", "--prompt", "x"], 2, "--model"),
+        (["bench", "samplers", "--guidance", "2"], 2, "--model"),
+        (["bench", "samplers", "--model", SYSTEM, "--prompt", "x", "--guidance", "nan"], 2, "finite"),
         (["bench", "samplers", "--model", "nowhere"], 5, "nowhere does not exist"),
         (["bench", "samplers", "--model", "carrara-pics/text"], 2, "carrara assemble"),
         (["bench", "samplers", "--model", SYSTEM], 2, "give a prompt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
+from carrara.cli.sampling import sampling_settings
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
+    from carrara.diffusion.generator import SamplingSettings
     from carrara.system import System
 
 __all__ = ["samplers"]
@@ -31,6 +34,7 @@ def samplers(
         list[str] | None, typer.Option(metavar="TEXT", help="What the model is to show; may be given several times.")
     ] = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of the model.")] = 16,
+    guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
     evaluations: Annotated[
         str, typer.Option(metavar="N,N,...", help="How many evaluations are allowed.")
     ] = "5,10,20,50",
@@ -44,15 +48,19 @@ def samplers(
     On known data under four schedules, and with --model on a trained model. Writes samplers.html and samplers.json.
     """
     budgets = _budgets(evaluations)
-    if model is None and prompt:
-        raise RecipeError("--prompt is for a trained model, and there is no --model")
+    for name, given in {"--prompt": prompt, "--guidance": guidance}.items():
+        if model is None and given is not None:
+            raise RecipeError(f"{name} is for a trained model, and there is no --model")
+    if guidance is not None and not math.isfinite(guidance):
+        raise RecipeError(f"--guidance is {guidance}; give a finite number, such as 2.5")
     require_writable(out)
     voice, began = Voice(silent=as_json), time.monotonic()
     measured = {}
     if model is not None:
         system = _loaded(model, prompt, device)
         prompts = [text for _, text in zip(range(count), itertools.cycle(prompt or [""]), strict=False)]
-        measured = {"model": {"path": str(model), **_of_model(system, prompts, budgets, silent=as_json)}}
+        settings = sampling_settings(system, None, None, guidance, None, voice)
+        measured = {"model": {"path": str(model), **_of_model(system, settings, prompts, budgets, silent=as_json)}}
     record = {**_measured(budgets, rows, silent=as_json), **measured}
     written = _write(record, out)
     if as_json:
@@ -103,12 +111,21 @@ def _measured(budgets: Sequence[int], rows: int, *, silent: bool) -> dict[str, A
     return {"format_version": 1, "budgets": list(budgets), "mixture": found, "versions": versions}
 
 
-def _of_model(system: System, prompts: Sequence[str], budgets: Sequence[int], *, silent: bool) -> dict[str, Any]:
+def _of_model(
+    system: System, settings: SamplingSettings | None, prompts: Sequence[str], budgets: Sequence[int], *, silent: bool
+) -> dict[str, Any]:
+    from carrara.config import describe
     from carrara.evaluate.sampler_bench import measure_model, model_problem
+    from carrara.store import kinds
 
-    problem = model_problem(system, prompts, range(len(prompts)))
+    problem = model_problem(system, prompts, range(len(prompts)), settings)
+    about = {"schedule": problem.process.schedule, "guidance": problem.guidance}
+    said = {
+        "prompts": list(dict.fromkeys(prompts)),
+        **{name: describe(value, kinds()) for name, value in about.items()},
+    }
     with Counter(_expected(budgets, 3, 0), "measurements (model)", silent=silent) as counter:
-        return {"prompts": list(dict.fromkeys(prompts)), **measure_model(problem, budgets, _counting(counter))}
+        return {**said, **measure_model(problem, budgets, _counting(counter))}
 
 
 def _expected(budgets: Sequence[int], grids: int, distributions: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carrara.diffusion.generator import DiffusionGenerator
+from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
 from carrara.diffusion.sampler import heun
 from carrara.diffusion.schedule import Cosine, Linear, LinearBetas, Schedule, Tabulated, VarianceExploding
 from carrara.diffusion.times import Times, beta, exponential, karras, uniform, uniform_logsnr
@@ -209,8 +209,13 @@ def _listed(found: Iterator[Solved], said: Callable[[], None]) -> list[dict[str,
 # A trained model
 
 
-def model_problem(system: System, prompts: Sequence[str], seeds: Sequence[int]) -> Problem:
-    """The model's own problem: its noise of these seeds, its prompts, its guidance. RecipeError for other families."""
+def model_problem(
+    system: System, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings | None = None
+) -> Problem:
+    """A model's problem: its noise of these seeds, prompts, and its guidance or that of `settings`.
+
+    RecipeError for generators of other families.
+    """
     generator = system.generator
     if not isinstance(generator, DiffusionGenerator):
         raise RecipeError(f"the generator is a {type(generator).__name__}, and samplers are for diffusion models")
@@ -219,7 +224,7 @@ def model_problem(system: System, prompts: Sequence[str], seeds: Sequence[int]) 
     noise = Rng.seeds(seeds).fork("generator").fork("prior").normal(system.decoder.space.shape)
     x = process.prior_std() * noise.to(next(generator.denoiser.parameters()).device)
     condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
-    return Problem(process, generator.denoiser, x, generator.settings.guidance, condition, null)
+    return Problem(process, generator.denoiser, x, (settings or generator.settings).guidance, condition, null)
 
 
 def measure_model(problem: Problem, budgets: Sequence[int], said: Callable[[], None] = lambda: None) -> dict[str, Any]:
