@@ -161,7 +161,7 @@ def test_algorithm_1() -> None:
     denoiser, x_0, rng = noise_denoiser(), normal(16, 3, 2, 2), Rng.samples(0, range(16))
     found = DenoisingLoss(Steps(T))(denoiser, x_0, Condition(), rng)
 
-    t = rng.fork("time").integers(T) + 1
+    t = (rng.fork("time").uniform() * T).long() + 1  # uniform on 1 .. T
     epsilon = rng.fork("noise").normal_like(x_0)
     bar = alpha_bar[t - 1].view(-1, 1, 1, 1)
     expected = (epsilon - denoiser.network(bar.sqrt() * x_0 + (1 - bar).sqrt() * epsilon, t - 1)) ** 2
