@@ -76,6 +76,16 @@ def test_parts_have_deadlines_in_order_and_leave_time_for_the_report() -> None:
         assert times[-1] + pipeline._REPORT == total
 
 
+def test_a_part_has_the_time_until_its_deadline_and_never_nothing(watch: Watch, tmp_path: Path) -> None:
+    """What one part leaves or overruns is the next one's."""
+    for used in (80.0, 100.0, 130.0):
+        clock = Clock(tmp_path / "demo.json", 8, 0, began=watch.now - used)
+        seconds = pipeline._seconds("decoder", clock) / pipeline._STEPS
+        assert used + seconds + pipeline._ENDING["decoder"] == pytest.approx(pipeline._until("decoder", 480))
+    late = Clock(tmp_path / "demo.json", 8, 0, began=watch.now - 1000)
+    assert pipeline._seconds("decoder", late) > 30
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Demos that only leave what they would; whether each was another go at a finished one."""

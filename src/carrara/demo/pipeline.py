@@ -36,7 +36,7 @@ SIZE = 64
 DATA = "twemoji"
 _PARTS = ("text", "decoder", "generator")  # in the order of their training
 _SHARES = {"text": 0.15, "decoder": 0.34}  # of the budget; the generator has what is left
-_REPORT = 12.0  # seconds that sampling and measuring need
+_REPORT = 13.0  # seconds that sampling and measuring need
 _ENDING = {"text": 1.0, "decoder": 1.0, "generator": 3.0}  # seconds for the last figures, pictures and files
 _STEPS = 0.96  # of a part's time is spent in steps, the rest on figures, pictures and checkpoints on the way
 
@@ -119,8 +119,19 @@ def _run(out: Path, clock: Clock, say: Callable[[str], None], progress: bool, ag
 def _train(name: str, out: Path, clock: Clock, say: Callable[[str], None], progress: bool) -> Part:
     run = Run(_recipe(name, out, clock), cache=out / "cache", say=say)
     run.task.facts |= {"license": LICENSE, "attribution": [ATTRIBUTION]}
-    recipe = run.resolve(lambda: max(_STEPS * (_until(name, clock.total) - clock.seconds - _ENDING[name]), 2.0))
+    recipe = run.resolve(lambda: _seconds(name, clock))
     return Part(recipe, run.train(progress=progress, on_event=lambda _: clock.tick(), rehearsal=False))
+
+
+def _share(name: str) -> float:
+    """A part's share of the budget, the generator's with the report's."""
+    return _SHARES.get(name, 1 - sum(_SHARES.values()))
+
+
+def _seconds(name: str, clock: Clock) -> float:
+    """How long a part may train from now on; on a machine too slow for its minutes still a third of its share."""
+    left = _until(name, clock.total) - clock.seconds - _ENDING[name]
+    return _STEPS * max(left, _share(name) * clock.total / 3)
 
 
 def _until(name: str, total: float) -> float:
@@ -155,7 +166,7 @@ def _recipe(name: str, out: Path, clock: Clock) -> Recipe:
         Recipe,
         {
             "out": str(out / name),
-            "minutes": _SHARES.get(name, 1 - sum(_SHARES.values())) * clock.minutes,  # about; see `_until`
+            "minutes": _share(name) * clock.minutes,  # about; see `_seconds`
             "data": describe(data, kinds()),
             "task": table["task"],
             "train": train,
