@@ -15,6 +15,7 @@ from carrara.errors import RecipeError
 __all__ = ["BASES", "TABLES", "kinds"]
 
 _D = "carrara.diffusion"
+_F = "carrara.store.diffusers"  # conventions of other programs
 
 TABLES: dict[str, dict[str, str]] = {
     "schedule": {
@@ -24,7 +25,9 @@ TABLES: dict[str, dict[str, str]] = {
         "learned": f"{_D}.learned:LearnedLogSNR",
         "linear": f"{_D}.schedule:Linear",
         "linear-betas": f"{_D}.schedule:LinearBetas",
+        "linear-sigma": f"{_F}.schedule:LinearSigma",
         "linear-vp": f"{_D}.schedule:LinearVP",
+        "near-zero-terminal": f"{_F}.schedule:NearZeroTerminal",
         "scaled-linear-betas": f"{_D}.schedule:ScaledLinearBetas",
         "sigmoid": f"{_D}.schedule:Sigmoid",
         "sigmoid-betas": f"{_D}.schedule:SigmoidBetas",
@@ -34,13 +37,16 @@ TABLES: dict[str, dict[str, str]] = {
         "epsilon": f"{_D}.parameterization:Epsilon",
         "flow": f"{_D}.parameterization:Flow",
         "karras": f"{_D}.parameterization:Karras",
+        "negative-karras": f"{_F}.parameterization:NegativeKarras",
         "v": f"{_D}.parameterization:V",
         "x0": f"{_D}.parameterization:X0",
     },
     "level": {
         "integer-step": f"{_D}.parameterization:IntegerStep",
         "log-sigma": f"{_D}.parameterization:LogSigma",
+        "rounded": f"{_F}.level:Rounded",
         "scaled-time": f"{_D}.parameterization:ScaledTime",
+        "truncated": f"{_F}.level:Truncated",
     },
     "variance": {
         "learned": f"{_D}.process:Learned",
@@ -74,14 +80,24 @@ TABLES: dict[str, dict[str, str]] = {
         "least-variance": f"{_D}.bound:LeastVariance",
     },
     "times": {
+        "begun": f"{_F}.times:begun",
         "beta": f"{_D}.times:beta",
+        "beta-levels": f"{_F}.times:beta_levels",
+        "consistency": f"{_F}.times:consistency",
         "exponential": f"{_D}.times:exponential",
+        "exponential-levels": f"{_F}.times:exponential_levels",
         "full": f"{_D}.times:full",
         "given": f"{_D}.times:given",
         "karras": f"{_D}.times:karras",
+        "karras-levels": f"{_F}.times:karras_levels",
         "leading": f"{_D}.times:leading",
+        "leading-open": f"{_F}.times:leading_open",
         "linspace": f"{_D}.times:linspace",
+        "linspace-open": f"{_F}.times:linspace_open",
         "shift": f"{_D}.times:shift",
+        "straight": f"{_F}.times:straight",
+        "straight-open": f"{_F}.times:straight_open",
+        "stretched": f"{_F}.times:stretched",
         "trailing": f"{_D}.times:trailing",
         "uniform": f"{_D}.times:uniform",
         "uniform-logsnr": f"{_D}.times:uniform_logsnr",
@@ -97,12 +113,14 @@ TABLES: dict[str, dict[str, str]] = {
         "dpmpp-3m": f"{_D}.dpm:dpmpp_3m",
         "dpmpp-3m-sde": f"{_D}.dpm:dpmpp_3m_sde",
         "dpmpp-sde": f"{_D}.dpm:dpmpp_sde",
+        "ending": f"{_F}.sampler:ending",
         "euler-ancestral": f"{_D}.sampler:euler_ancestral",
         "heun": f"{_D}.sampler:heun",
         "lcm": f"{_D}.sampler:lcm",
         "plms": f"{_D}.multistep:plms",
         "pndm": f"{_D}.multistep:pndm",
         "predictor-corrector": f"{_D}.sampler:predictor_corrector",
+        "singlestep": f"{_F}.sampler:singlestep",
         "unipc": f"{_D}.unipc:unipc",
     },
     "coordinate": {
@@ -114,6 +132,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bh2": f"{_D}.unipc:bh2",
     },
     "guidance": {
+        "bounded-threshold": f"{_F}.threshold:BoundedThreshold",
         "classifier-free": f"{_D}.guidance:ClassifierFree",
         "clip": f"{_D}.limits:Clip",
         "plain": f"{_D}.guidance:Plain",

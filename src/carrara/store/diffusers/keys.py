@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from carrara.errors import RecipeError
 
-__all__ = ["REFUSED", "SUPPORTED", "Keys"]
+__all__ = ["Keys", "REFUSED", "SUPPORTED"]
 
 Value = TypeVar("Value")
 
@@ -201,7 +201,8 @@ class Keys:
 
     def refuse(self, key: str, why: str) -> NoReturn:
         """Raises the error that names the class, the key and its value."""
-        raise RecipeError(f"{self.name}: {key} = {self._values[key]!r}; {why}")
+        value = repr(self._values[key])
+        raise RecipeError(f"{self.name}: {key} = {value if len(value) < 80 else value[:60] + '...'}; {why}")
 
     def finish(self) -> tuple[str, ...]:
         """The keys of other classes that were ignored; every key of this one has been read."""

@@ -6,7 +6,7 @@ the one below. The process is at t all the same; only what the network hears is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ _SLACK = 1e-6
 class Rounded(Level):
     """The nearest whole number; halves go to the even one."""
 
-    inner: Level = IntegerStep()
+    inner: Level = field(default_factory=IntegerStep)
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return self.inner(process, t).round()
@@ -33,7 +33,7 @@ class Rounded(Level):
 class Truncated(Level):
     """The whole number below; what misses a whole number by less than 1e-6 is that number."""
 
-    inner: Level = IntegerStep()
+    inner: Level = field(default_factory=IntegerStep)
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return (self.inner(process, t) + _SLACK).floor()

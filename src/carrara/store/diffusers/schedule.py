@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def _tabulated(schedule: Schedule) -> Tabulated:
 class LinearSigma(Schedule):
     """A table, with sigma/alpha interpolated linearly in t between its entries."""
 
-    table: Schedule = ScaledLinearBetas()
+    table: Schedule = field(default_factory=ScaledLinearBetas)
 
     def __post_init__(self) -> None:
         if _tabulated(self.table).t_max < 1:
@@ -77,7 +77,7 @@ class NearZeroTerminal(Tabulated):
     `table` is one with zero_terminal, as a rule. The default is 2^-24, alpha = 2.4e-4.
     """
 
-    table: Schedule = ScaledLinearBetas(zero_terminal=True)
+    table: Schedule = field(default_factory=functools.partial(ScaledLinearBetas, zero_terminal=True))
     last: float = 2**-24
 
     def __post_init__(self) -> None:

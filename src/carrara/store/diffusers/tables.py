@@ -28,6 +28,8 @@ def read_table(keys: Keys, *more: str) -> Tabulated:
     names = ("linear", "scaled_linear", "squaredcos_cap_v2", *more)
     if kind not in names:
         keys.refuse("beta_schedule", "expected " + ", ".join(names))
+    if kind in ("linear", "scaled_linear", "sigmoid") and not 0 < first <= last < 1:
+        keys.refuse("beta_end", f"beta_start is {first:g}; expected 0 < beta_start <= beta_end < 1")
     try:
         match kind:
             case "linear":
@@ -44,7 +46,7 @@ def read_table(keys: Keys, *more: str) -> Tabulated:
             case _:
                 return CosineBetas(steps, zero_terminal=zero)
     except ValueError as error:
-        keys.refuse("beta_schedule", str(error))
+        keys.refuse("num_train_timesteps", str(error))
 
 
 def near_zero_table(keys: Keys) -> Tabulated:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from carrara.diffusion.guidance import Wrapper
+from carrara.diffusion.guidance import Guidance, Plain, Wrapper
 from carrara.diffusion.process import Scale
 from carrara.types import Estimate
 
@@ -22,6 +22,7 @@ class BoundedThreshold(Wrapper):
     With `most` 1 every estimate is clamped to [-1, 1], whatever the percentile is; that is what most files say.
     """
 
+    inner: Guidance = field(default_factory=Plain)
     percentile: float = 0.995
     most: float = 1.0
 
