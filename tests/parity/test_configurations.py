@@ -40,6 +40,7 @@ from carrara.store.diffusers.parameterization import NegativeKarras
 from carrara.store.diffusers.threshold import BoundedThreshold
 from carrara.store.kinds import kinds
 from carrara.types import Space
+from parity.harness import scheduler_class
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json") if path.stem != "wuerstchen")
@@ -110,8 +111,6 @@ def test_what_the_models_are() -> None:
 
 def every_class() -> dict[str, type]:
     """The scheduler classes of the installed library, from all its modules."""
-    from parity.harness import scheduler_class
-
     diffusers = pytest.importorskip("diffusers")
     found: dict[str, type] = {"DPMSolverSDEScheduler": scheduler_class("DPMSolverSDEScheduler")}
     folder = Path(diffusers.schedulers.__path__[0])

@@ -5,6 +5,7 @@ docs/foreign-schedulers.md has the table with the reasons. A difference that has
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from carrara.diffusion import Plain, guide, heun, uniform_logsnr
+from carrara.diffusion import Plain, Process, guide, heun, uniform_logsnr
 from carrara.run import finish
 from carrara.store.diffusers import translate
-from parity.harness import NOISE, Recorded, foreign, gap, lifted, ours
+from carrara.store.diffusers.scheduler import noise_prior
+from carrara.types import Estimate
+from parity import harness
+from parity.harness import DATA, NOISE, Recorded, foreign, gap, lifted, ours, scheduler_class
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -26,25 +30,21 @@ def config(name: str, **settings: Any) -> dict[str, Any]:
     return {"_class_name": f"{name}Scheduler", **settings}
 
 
+class Exact:
+    """The oracle of the harness, without a network: it is told the true time."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def __call__(self, x: Tensor, t: Any, condition: Any = None) -> Estimate:
+        return Estimate(1.2 * DATA.mean(x, t, self.process))
+
+
 def reference(settings: dict[str, Any], steps: int) -> Tensor:
-    """The probability-flow ODE's solution between the ends of the grid: Heun's, in many strides, at the true times."""
-    found = translate(settings)
-    times = found.times(steps)(found.schedule)
-    fine = uniform_logsnr(found.schedule, steps=1500, start=times[0], end=found.schedule.t_min)
-    data = found.parameterization
-    from parity.harness import DATA
-
-    class Exact:
-        process = found.process
-
-        def __call__(self, x: Tensor, t: Any, condition: Any = None) -> Any:
-            from carrara.types import Estimate
-
-            return Estimate(1.2 * DATA.mean(x, t, found.process))
-
-    assert data is not None
-    x: Tensor = finish(guide(heun(found.process, NOISE.clone(), fine, rng=Recorded()), Plain(), Exact()))
-    return x
+    """The probability-flow ODE's solution between the ends of the grid, by Heun's method in many strides."""
+    process = translate(settings).process
+    fine = uniform_logsnr(process.schedule, steps=1500, start=1.0, end=process.schedule.t_min)
+    return finish(guide(heun(process, NOISE.clone(), fine, rng=Recorded()), Plain(), Exact(process)))
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM"])
@@ -99,6 +99,12 @@ def test_pndm_of_one_step_is_heun_s() -> None:
     assert gap(config("PNDM", **LATENT, skip_prk_steps=True, steps_offset=1), 1) > 1e-3
 
 
+def test_pndm_s_middle_is_in_the_middle() -> None:
+    """theirs moves by T // N // 2 and asks at T // N - T // N // 2: not the same where T // N is odd."""
+    settings = config("PNDM", **LATENT, steps_offset=1)
+    assert 1000 // 30 % 2 == 1 and 1e-6 < gap(settings, 30) < 1e-3
+
+
 @pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"])
 def test_one_step_of_linspace_begins_in_noise(name: str) -> None:
     """theirs begins, and ends, at timestep 0."""
@@ -140,8 +146,6 @@ def test_third_order_is_nearer_to_the_truth() -> None:
 
 def _exact_level(run: Any, settings: dict[str, Any], steps: int) -> Tensor:
     """The same run with a network that hears where x_t is, and not the entry below."""
-    from parity import harness
-
     found = translate(settings)
     times = iter(found.times(steps)(found.schedule))
     told = harness.Oracle.time
@@ -175,10 +179,23 @@ def test_whole_numbers_are_truncated_after_rounding_errors() -> None:
     assert theirs.asked[-1] == 99.0 and mine.asked[-1] == 100.0
 
 
+def test_levels_that_fall_on_one_whole_number_are_walked() -> None:
+    """theirs looks its place up by the whole number; in float32 the first two are one, and it runs off the end."""
+    settings = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
+    scheduler = scheduler_class("DPMSolverMultistepScheduler")(**settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scheduler.set_timesteps(20)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(IndexError):
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
+    assert bool(ours(config("DPMSolverMultistep", **settings), 20)[0].isfinite().all())
+
+
 def test_the_noise_of_two_stages_is_one_path() -> None:
     """Both stages of DPMSolverSDE have the right variance in theirs; how they are correlated differs."""
-    from carrara.store.diffusers.scheduler import noise_prior
-
     found = translate(config("DPMSolverSDE", **LATENT, timestep_spacing="trailing"))
     assert found.prior is noise_prior
     # theirs is Brownian in sigma, the SDE's own is Brownian in sigma^2: in sigma / alpha from 8 over 4 to 2

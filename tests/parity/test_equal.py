@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from parity.harness import gap, ours
+from parity.harness import foreign, gap, ours
 
 # the parity that is asked for is 1e-5; in float64 there is little left but rounding
 ROUNDING = 1e-9
@@ -269,8 +269,6 @@ def test_flow_heun() -> None:
 
 def test_the_network_hears_the_same_numbers() -> None:
     """Not only the pictures: every number that the network is told, in order."""
-    from parity.harness import foreign
-
     for name, settings in (
         ("PNDM", {"skip_prk_steps": True, "steps_offset": 1}),
         ("EulerDiscrete", {"use_karras_sigmas": True}),

@@ -28,6 +28,9 @@ class Rounded(Level):
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return self.inner(process, t).round()
 
+    def check(self, process: Process) -> None:
+        self.inner.check(process)
+
 
 @dataclass(frozen=True)
 class Truncated(Level):
@@ -37,3 +40,6 @@ class Truncated(Level):
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return (self.inner(process, t) + _SLACK).floor()
+
+    def check(self, process: Process) -> None:
+        self.inner.check(process)

@@ -125,6 +125,7 @@ def translate(config: Mapping[str, Any]) -> ForeignScheduler:
     found = replace(found, ignored=keys.finish())
     try:
         found.parameterization.check(found.process)
+        found.level.check(found.process)
     except ValueError as error:
         raise RecipeError(f"{name}: {error}") from None
     return found
