@@ -164,3 +164,10 @@ def test_number(value, text):
 
 def test_escape_leaves_other_scripts_alone():
     assert escape("ärger 日本語 🍎") == "ärger 日本語 🍎"
+
+
+def test_the_legend_shows_which_lines_are_dashed() -> None:
+    x = [1.0, 2.0]
+    root = parse(Lines("loss", [Series("training", x, x), Series("held out", x, x, dashed=True)]).svg())
+    styles = [element.get("style", "") for element in root.iter("line") if "var(--series" in element.get("style", "")]
+    assert ["dasharray" in style for style in styles] == [False, True]

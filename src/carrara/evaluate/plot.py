@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -248,6 +248,9 @@ def _svg(width: int, height: float, title: str, about: Iterable[str], body: Iter
     )
 
 
+_BROKEN = "stroke-dasharray:6 4"
+
+
 @dataclass(frozen=True)
 class _Frame:
     """The room of a chart with two numeric axes: legend on top, ticks left and below."""
@@ -259,8 +262,16 @@ class _Frame:
     furniture: tuple[str, ...]
 
 
-def _frame(width: int, height: int, ends: tuple[Ends, Ends], x: Axis, y: Axis, names: Sequence[str]) -> _Frame:
-    legend, top = _legend(width, y.label, names)
+def _frame(
+    width: int,
+    height: int,
+    ends: tuple[Ends, Ends],
+    x: Axis,
+    y: Axis,
+    names: Sequence[str],
+    dashed: Collection[str] = (),
+) -> _Frame:
+    legend, top = _legend(width, y.label, names, dashed)
     bottom = height - (42 if x.label else 24)
     rows = _Scale(*ends[1], bottom, top, y.log)
     marks = rows.ticks(max(2, (bottom - int(top)) // 46))
@@ -281,9 +292,10 @@ def _frame(width: int, height: int, ends: tuple[Ends, Ends], x: Axis, y: Axis, n
     return _Frame(columns, rows, width, height, tuple(parts))
 
 
-def _legend(width: int, label: str, names: Sequence[str]) -> tuple[list[str], float]:
+def _legend(width: int, label: str, names: Sequence[str], dashed: Collection[str] = ()) -> tuple[list[str], float]:
     """The y axis's label and the series' names; returns what to draw and where the plot may begin."""
     parts = [_write(2, 14, _fit(label, width - 4))] if label else []
+    broken = [name in dashed for name in names]
     names = [_fit(name, width - 40) for name in names]
     sizes = [26 + _wide(name) + 14 for name in names]
     room = width - (_wide(label) + 24 if label else 0)
@@ -297,7 +309,7 @@ def _legend(width: int, label: str, names: Sequence[str]) -> tuple[list[str], fl
             place, line = 2.0, line + 19
         parts.append(
             f'<line x1="{place:.1f}" y1="{line - 4.5:.1f}" x2="{place + 18:.1f}" y2="{line - 4.5:.1f}" '
-            f'style="stroke:{_colour(i)};stroke-width:3;stroke-linecap:round"/>'
+            f'style="stroke:{_colour(i)};stroke-width:3;{_BROKEN if broken[i] else "stroke-linecap:round"}"/>'
         )
         parts.append(_write(place + 25, line, name, ink="ink"))
         place += sizes[i]
@@ -394,7 +406,8 @@ class Lines:
         ends = _ends(every_x, self.x, padded=False), _ends(every_y, self.y, padded=True)
         missing = _left_out(lost, self.y)
         tall = height - 18 if missing else height
-        frame = _frame(width, tall, ends, self.x, self.y, [s.name for s in self.series] if len(xs) > 1 else [])
+        dashed = [s.name for s in self.series if s.dashed]
+        frame = _frame(width, tall, ends, self.x, self.y, [s.name for s in self.series] if len(xs) > 1 else [], dashed)
         body = list(frame.furniture)
         about = []
         for i, (s, x, y, g) in enumerate(zip(self.series, xs, ys, good, strict=True)):
@@ -410,7 +423,7 @@ class Lines:
 
     @staticmethod
     def _draw(frame: _Frame, i: int, s: Series, x: np.ndarray, y: np.ndarray) -> list[str]:
-        colour, dash = _colour(i), ";stroke-dasharray:6 4" if s.dashed else ""
+        colour, dash = _colour(i), f";{_BROKEN}" if s.dashed else ""
         if s.window > 1 and len(x) > 1:
             faint = _line(frame, x, y, f"stroke:{colour};fill:none;stroke-width:1;opacity:.28")
             return [faint, _line(frame, x, _smooth(y, s.window), f"stroke:{colour};fill:none;stroke-width:2.2{dash}")]

@@ -310,8 +310,8 @@ def _veins(seed: int = 19) -> str:
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 _STYLE = """
-:root{--stone:#f1f2f2;--slab:#fcfcfb;--ink:#24282c;--muted:#5f676e;--vein:#d9dcdf;--grain:#8b949c;--accent:#a8501f;--edge:rgb(36 40 44/.22);
---wash:#f6ece5;--shade:0 1px 2px rgb(36 40 44/.05),0 6px 24px -12px rgb(36 40 44/.16);
+:root{--stone:#f1f2f2;--slab:#fcfcfb;--ink:#24282c;--muted:#5f676e;--vein:#d9dcdf;--grain:#8b949c;--accent:#a8501f;
+--edge:rgb(36 40 44/.22);--wash:#f6ece5;--shade:0 1px 2px rgb(36 40 44/.05),0 6px 24px -12px rgb(36 40 44/.16);
 --series-1:#a8501f;--series-2:#37618e;--series-3:#5d7f47;--series-4:#b98a1e;--series-5:#7b5480;--series-6:#2f8583;
 --serif:"Iowan Old Style","Palatino Linotype",Palatino,"URW Palladio L","Book Antiqua",P052,Georgia,
 "Liberation Serif",serif}

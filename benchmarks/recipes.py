@@ -1,0 +1,114 @@
+"""Trains recipes and measures what came of them, as a user would: `carrara train`, `assemble`, `likelihood`, `sample`.
+
+    python -m benchmarks.recipes vdm-mnist-cpu ... --data data --out runs
+
+`--data` holds the folders that the recipes name (`python recipes/prepare.py` writes them). Every step goes on where it
+was. Per recipe a docs/data/results/NAME.json and a picture docs/images/results-NAME.png are written; docs/results.md is
+made of them by docs/figures.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.facts import facts
+
+__all__ = ["main", "measure"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PICTURES = ROOT / "docs" / "data" / "results", ROOT / "docs" / "images"
+TERMS, SOME, ALL_TERMS = 20, 10_000, 256  # terms a picture for this many pictures; all terms for so many
+ODE = 64  # pictures
+GRID = 40  # pictures of the grid
+
+
+def carrara(*arguments: object) -> str:
+    """What the command says on standard output; its own words go to the terminal."""
+    command = [sys.executable, "-m", "carrara", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def measure(name: str, data: Path, out: Path) -> dict[str, Any]:
+    """Trains a recipe, measures it, and returns what docs/results.md shows of it."""
+    from carrara.train.recipe import read_recipe
+
+    recipe = read_recipe(ROOT / "recipes" / f"{name}.toml")
+    pictures, run, model = data / Path(recipe.data.folder).name, out / name, out / f"{name}-model"
+    described = facts(f"python -m benchmarks.recipes {name}")
+    carrara("train", ROOT / "recipes" / f"{name}.toml", "--set", f"data.folder={pictures}", "--out", run, "--quiet")
+    if not model.exists():
+        carrara("assemble", model, "--generator", run)
+    found = {
+        "bound": _likelihood(model, pictures, out / f"{name}-bound", "--bound", "--terms", TERMS, "--n", SOME),
+        "bound_all_terms": _likelihood(
+            model, pictures, out / f"{name}-all", "--bound", "--terms", 1000, "--n", ALL_TERMS
+        ),
+        "ode": _likelihood(model, pictures, out / f"{name}-ode", "--ode", "--n", ODE),
+    }
+    began = time.perf_counter()
+    made = out / f"{name}-samples"
+    if not made.exists():
+        carrara("sample", model, "--count", GRID, "--batch", GRID, "--out", made)
+    return {
+        "name": name,
+        "minutes": recipe.minutes,
+        "training": _training(run),
+        "likelihood": found,
+        "sampling_seconds": time.perf_counter() - began,
+        "facts": described,
+        "samples": str(made),
+    }
+
+
+def _likelihood(model: Path, pictures: Path, out: Path, *options: object) -> dict[str, Any]:
+    # 128 at a time: small networks leave the cores idle at fewer
+    said = carrara("likelihood", model, "--data", pictures, "--out", out, "--batch", 128, "--json", *options)
+    table: dict[str, Any] = json.loads(said)
+    return {key: value for key, value in table.items() if key not in ("model", "data", "report")}
+
+
+def _training(run: Path) -> dict[str, Any]:
+    """The last words of a run's log, and what its network is."""
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    done = next(event for event in reversed(events) if event["event"] == "done")
+    component = json.loads((run / "component.json").read_text(encoding="utf-8"))
+    return {"done": done, "facts": component.get("facts", {})}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description="Train and measure recipes.")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a recipe of recipes/, without .toml")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="holds the folders that recipes name")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="for run folders, models and samples")
+    given = parser.parse_args(arguments)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in given.names:
+        found = measure(name, given.data, given.out)
+        _grid(Path(found.pop("samples"))).save(PICTURES / f"results-{name}.png")
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(found["likelihood"]["bound"])[:400])
+
+
+def _grid(folder: Path) -> Any:
+    """The first pictures of a folder, eight a row."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from carrara.evaluate.grid import sheet
+
+    files = sorted(file for file in folder.glob("*.png") if not file.name.startswith("grid"))[:GRID]
+    pixels = [np.asarray(Image.open(file).convert("RGB"), dtype=np.float32) / 127.5 - 1 for file in files]
+    return sheet(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), 10, scale=2)
+
+
+if __name__ == "__main__":
+    main()
