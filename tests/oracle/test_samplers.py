@@ -13,13 +13,19 @@ from torch import Tensor, nn
 
 from carrara.config import build, describe
 from carrara.diffusion import (
+    X0,
     Churn,
     ClassifierFree,
+    Cosine,
     Denoiser,
+    Epsilon,
+    Flow,
+    Karras,
     Linear,
     LinearBetas,
     Process,
     SamplingSettings,
+    ScaledLinearBetas,
     ScaledTime,
     Schedule,
     V,
@@ -41,6 +47,7 @@ from carrara.diffusion import (
     uniform,
     unipc,
 )
+from carrara.diffusion.parameterization import Parameterization
 from carrara.rng import Rng
 from carrara.run import finish
 from carrara.store.kinds import TABLES, kinds
@@ -115,6 +122,25 @@ def test_precision(sampler: str) -> None:
         assert ends[-1].dtype == dtype
     # steps of `dopri` may be chosen otherwise, within its tolerance
     assert (ends[0] - ends[1]).abs().max() < 2e-5 * ends[1].abs().max()
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, Cosine(), ScaledLinearBetas(zero_terminal=True)], ids=str)
+@pytest.mark.parametrize("parameterization", [Epsilon(), X0(), V(), Flow(), Karras(0.7)], ids=str)
+def test_a_shared_time_changes_no_bit(parameterization: Parameterization, schedule: Schedule) -> None:
+    """Coefficients of a time that all rows share are floats, others tensors; stacking requests must not tell."""
+    if isinstance(parameterization, Epsilon) and schedule(1.0)[0] == 0:
+        return
+    made = Denoiser(Rational(), Process(schedule), parameterization, ScaledTime())
+    t = torch.cat(
+        [torch.arange(1, 1001, dtype=torch.float64) / 1000, torch.tensor([schedule.t_max], dtype=torch.float64)]
+    )
+    for dtype in (torch.float64, torch.float32):
+        x = Rng.samples(0, range(len(t))).normal((3,)).to(dtype)
+        with torch.no_grad():
+            together = made(x, t).mean
+            alone = torch.cat([made(x[i : i + 1], t[i : i + 1]).mean for i in range(len(t))])
+            assert torch.equal(together, alone)
+            assert torch.equal(made(x[:5], 0.5).mean, torch.cat([made(x[i : i + 1], 0.5).mean for i in range(5)]))
 
 
 def test_every_kind_is_in_the_table() -> None:

@@ -70,7 +70,7 @@ class Denoiser(Configured, nn.Module):
         return Prediction(output, coefficients.target(x, noise), estimate, coefficients)
 
     def _call(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None, Coefficients]:
-        coefficients = self.parameterization(*self.process.schedule(t))
+        coefficients = self.parameterization(*self.process.schedule(_shared(t)))
         precision = torch.promote_types(x_t.dtype, torch.float32)  # at least: half precision would merge levels
         level = self.level(self.process, t.to("cpu", torch.float64)).to(x_t.device, precision)
         scaled = like(coefficients.scale, x_t) * x_t
@@ -88,6 +88,14 @@ class Denoiser(Configured, nn.Module):
             )
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2, coefficients
+
+
+def _shared(t: Tensor) -> Tensor | float:
+    """The time that all rows share, for which coefficients are floats and cost nothing; while learning, t as it is."""
+    if torch.is_grad_enabled() or not len(t):  # a learned schedule has gradients
+        return t
+    first: float = t[0].item()
+    return first if len(t) == 1 or bool((t == first).all()) else t
 
 
 def _rows(t: Tensor | float, x_t: Tensor) -> Tensor:

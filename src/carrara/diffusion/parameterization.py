@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from carrara.diffusion.process import Process, Scale, like
@@ -104,7 +105,7 @@ class V(Parameterization):
     """F is the velocity alpha noise - sigma x (Salimans & Ho 2022)."""
 
     def __call__(self, alpha: Scale, sigma: Scale) -> Coefficients:
-        n = alpha**2 + sigma**2
+        n = alpha * alpha + sigma * sigma
         return Coefficients(alpha / n, -sigma / n, -sigma, alpha)
 
 
@@ -129,9 +130,14 @@ class Karras(Parameterization):
 
     def __call__(self, alpha: Scale, sigma: Scale) -> Coefficients:
         d = self.sigma_data
-        n = alpha**2 * d**2 + sigma**2
-        root = n**0.5
+        n = alpha * alpha * d**2 + sigma * sigma
+        root = _root(n)
         return Coefficients(alpha * d**2 / n, sigma * d / root, sigma / (d * root), -alpha * d / root, 1 / root)
+
+
+def _root(n: Scale) -> Any:
+    # not math.sqrt, whose last bit can differ from PyTorch's: rows that share a time are rounded as all others
+    return n.sqrt() if isinstance(n, Tensor) else torch.tensor(n, dtype=torch.float64, device="cpu").sqrt().item()
 
 
 class Level(ABC):
