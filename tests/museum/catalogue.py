@@ -105,11 +105,6 @@ BUGS = tuple(Bug(number=number, title=title, seen=seen) for number, title, seen 
 
 ABSENT = (
     Absent(
-        bug=30,
-        reason="No networks from elsewhere are loaded yet. What is trained here is told float32 levels from its first "
-        "step, so that there is nothing to be kept.",
-    ),
-    Absent(
         bug=66,
         reason="Cannot be: samplers and likelihoods ask questions and call nothing themselves, least of all a "
         "collective operation; `carrara.diffusion` may not import what knows of ranks (`make contract`). Adaptive "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from museum import data, measures, precision, samplers, schedules, training
+from museum import data, foreign, measures, precision, samplers, schedules, training
 from museum.exhibit import Exhibit
 
 __all__ = ["EXHIBITS"]
@@ -10,6 +10,7 @@ __all__ = ["EXHIBITS"]
 EXHIBITS: tuple[Exhibit, ...] = (
     *schedules.EXHIBITS,
     *samplers.EXHIBITS,
+    *foreign.EXHIBITS,
     *precision.EXHIBITS,
     *training.EXHIBITS,
     *data.EXHIBITS,

@@ -24,7 +24,7 @@ _SOUND, _LEAST, _FACTOR = 300.0, 30.0, 10.0  # seconds for sound code; for a mut
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 when every mutant was killed, 1 when one was not, 2 when the museum itself is not in order."""
+    """0 when every mutant was killed, 1 when one was not, 2 when the museum is not in order, 130 when it is stopped."""
     asked = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if asked.page:
@@ -41,8 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     if problems := _problems(chosen):
         print(*problems, sep="\n", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="carrara-museum-") as work:
-        return _visit(chosen, Path(work), processes=asked.jobs, verbose=asked.verbose)
+    try:
+        with tempfile.TemporaryDirectory(prefix="carrara-museum-") as work:
+            return _visit(chosen, Path(work), processes=max(1, asked.jobs), verbose=asked.verbose)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="list the exhibits and end")
     parser.add_argument("--page", action="store_true", help="write docs/museum.md and end")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what pytest said of each survivor")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say which test kills, and what pytest said of a survivor"
+    )
     return parser
 
 
@@ -88,7 +94,8 @@ def _visit(exhibits: Sequence[Exhibit], work: Path, *, processes: int, verbose: 
     for number, (exhibit, (_, seen)) in enumerate(zip(exhibits, shown, strict=True), start=1):
         verdict = judged(exhibit, seen)
         mark = "killed" if verdict.killed else "SURVIVES"
-        print(f"{number:3} of {len(exhibits)}  {mark:8}  {seen.seconds:5.1f} s  {exhibit.name}", flush=True)
+        by = f"  ({verdict.why})" if verbose else ""
+        print(f"{number:3} of {len(exhibits)}  {mark:8}  {seen.seconds:5.1f} s  {exhibit.name}{by}", flush=True)
         if not verdict.killed:
             survivors.append((exhibit, verdict))
             if verbose:

@@ -72,6 +72,14 @@ EXHIBITS = (
         tests=("tests/data/test_pictures.py::test_transparency_lies_on_the_declared_background",),
     ),
     Exhibit(
+        name="hidden-colours-bleed-in-scaling",
+        bug=59,
+        file="data/transform.py",
+        text="    weighted = np.concatenate([pixels[..., :-1] * share, share], axis=2).astype(np.float32)\n",
+        replacement=("    weighted = np.concatenate([pixels[..., :-1], share], axis=2).astype(np.float32)\n"),
+        tests=("tests/data/test_transform.py::test_hidden_colours_do_not_bleed",),
+    ),
+    Exhibit(
         name="transparency-of-palettes-lost",
         bug=59,
         file="data/formats.py",
@@ -120,12 +128,26 @@ EXHIBITS = (
         tests=("tests/data/test_formats.py::test_png_gamma_is_honoured",),
     ),
     Exhibit(
+        name="inks-taken-for-colours",
+        bug=61,
+        file="data/formats.py",
+        text='        image = image.convert("RGB")\n    return image, notes\n',
+        replacement=(
+            "        from PIL import Image\n"
+            "\n"
+            '        image = Image.merge("RGB", image.split()[:3]) if image.mode == "CMYK" else image.convert("RGB")\n'
+            "    return image, notes\n"
+        ),
+        tests=("tests/data/test_formats.py::test_cmyk",),
+    ),
+    Exhibit(
         name="scaled-without-antialiasing",
         bug=62,
         file="data/transform.py",
         text="np.asarray(image.resize(shape, Image.Resampling.LANCZOS, box))\n",
         replacement="np.asarray(image.resize(shape, Image.Resampling.NEAREST, box))\n",
         tests=("tests/data/test_transform.py::test_scaling_down_is_antialiased",),
+        note="No figure of quality is computed from features yet; what is resized is the data.",
     ),
     Exhibit(
         name="scaled-by-another-filter",

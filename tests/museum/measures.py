@@ -32,6 +32,14 @@ EXHIBITS = (
         tests=("tests/train/test_preflight.py::test_data_that_cannot_be_used_are_refused",),
     ),
     Exhibit(
+        name="pictures-from-zero-to-one",
+        bug=63,
+        file="data/pictures.py",
+        text=".div_(top).mul_(2).sub_(1)\n",
+        replacement=".div_(top)\n",
+        tests=("tests/data/test_pictures.py::test_black_and_white_are_minus_one_and_one",),
+    ),
+    Exhibit(
         name="range-of-inputs-taken-on-trust",
         bug=63,
         file="system.py",
@@ -48,6 +56,14 @@ EXHIBITS = (
         tests=("tests/paper/test_ddpm.py::test_equation_5_refuses_what_it_is_not_for",),
     ),
     Exhibit(
+        name="bound-trained-on-latents",
+        bug=64,
+        file="train/tasks.py",
+        text='    if decoder.space.kind != "pixels":\n',
+        replacement="    if False:\n",
+        tests=("tests/train/test_shown.py::test_a_bound_is_refused_for_latents",),
+    ),
+    Exhibit(
         name="bits-with-the-wrong-offset",
         bug=65,
         file="diffusion/ode_likelihood.py",
@@ -56,11 +72,28 @@ EXHIBITS = (
         tests=("tests/oracle/test_ode_likelihood.py::test_uniform_data_has_all_its_bits",),
     ),
     Exhibit(
+        name="noise-of-half-a-level-more",
+        bug=65,
+        file="diffusion/ode_likelihood.py",
+        text="    return x + ((rng.uniform(x.shape[1:]) - 0.5) * (2 / (levels - 1))).to(x.device, x.dtype)\n",
+        replacement="    return x + (rng.uniform(x.shape[1:]) * (2 / (levels - 1))).to(x.device, x.dtype)\n",
+        tests=("tests/oracle/test_ode_likelihood.py::test_uniform_data_has_all_its_bits",),
+        note="Values then lie between the levels instead of around them.",
+    ),
+    Exhibit(
         name="bins-closed-at-the-ends",
         bug=65,
         file="diffusion/likelihood.py",
         text="    top, bottom = x > 1 - half, x < -1 + half\n",
         replacement="    top, bottom = x > 2, x < -2\n",
+        tests=("tests/paper/test_ddpm.py::test_equation_13_sums_to_one",),
+    ),
+    Exhibit(
+        name="bins-of-another-width",
+        bug=65,
+        file="diffusion/likelihood.py",
+        text='(DDPM eq. 13)."""\n    half = 1 / (levels - 1)\n',
+        replacement='(DDPM eq. 13)."""\n    half = 1 / levels\n',
         tests=("tests/paper/test_ddpm.py::test_equation_13_sums_to_one",),
     ),
 )

@@ -20,11 +20,13 @@ from typing import Any
 
 __all__ = ["Failure", "Job", "Seen", "run", "warm"]
 
-# What the tests import besides Carrara; what is not installed is passed over.
+# What the tests import besides Carrara, and what PyTorch does at an optimiser's first step; none of it has to be there.
 _WARM = (
-    "PIL.Image", "PIL.ImageCms", "PIL.ImageOps", "hypothesis.strategies", "numpy", "png", "pyarrow.parquet", "pytest",
-    "rich.console", "safetensors.torch", "scipy.integrate", "tifffile", "tokenizers", "tomli_w", "torch",
-    "torch.distributed", "torch.nn.functional", "typer.testing",
+    "PIL.Image", "PIL.ImageCms", "PIL.ImageOps", "_hypothesis_pytestplugin", "anyio.pytest_plugin",
+    "hypothesis.strategies", "numpy", "png", "pyarrow.parquet", "pydantic", "pytest", "rich.console",
+    "safetensors.torch", "scipy.integrate", "sympy", "tifffile", "tokenizers", "tomli_w", "torch", "torch._dynamo",
+    "torch.distributed.tensor", "torch.fx.experimental.symbolic_shapes", "torch.nn.functional", "torch.testing",
+    "typer.testing", "xdist.plugin",
 )  # fmt: skip
 
 
@@ -172,6 +174,7 @@ def _child(job: Job, root: Path, place: Path) -> None:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         output = os.open(place / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

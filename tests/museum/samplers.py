@@ -78,6 +78,14 @@ EXHIBITS = (
         tests=(f"{_ORDER}[dpmpp_2m-Cosine-uniform]",),
     ),
     Exhibit(
+        name="second-order-sign-turned",
+        bug=15,
+        file="diffusion/dpm.py",
+        text="[1 - 1 / (2 * nodes[1]), 1 / (2 * nodes[1])]",
+        replacement="[1 + 1 / (2 * nodes[1]), -1 / (2 * nodes[1])]",
+        tests=(f"{_ORDER}[dpmpp_2m-Cosine-uniform]",),
+    ),
+    Exhibit(
         name="second-order-ratio-upside-down",
         bug=15,
         file="diffusion/dpm.py",
@@ -102,6 +110,14 @@ EXHIBITS = (
         replacement="else process.diffuse(x, times[1], noise)\n",
         tests=("tests/diffusion/test_edit.py::test_a_picture_sampled_anew_in_part",),
         note="The picture is made as noisy as for another part of the grid.",
+    ),
+    Exhibit(
+        name="one-stride-less-than-asked-for",
+        bug=17,
+        file="diffusion/edit.py",
+        text="    strides = math.ceil(strength * (len(times) - 1) - 1e-9)\n",
+        replacement="    strides = int(strength * (len(times) - 1))\n",
+        tests=("tests/diffusion/test_edit.py::test_partial_keeps_the_last_strides",),
     ),
     Exhibit(
         name="known-part-at-the-noise-before",
@@ -181,6 +197,15 @@ EXHIBITS = (
         ),
         tests=("tests/test_rng.py::test_rows_are_independent_of_their_neighbours",),
         note="A picture depends on its place in the batch, as with one generator for all of it.",
+    ),
+    Exhibit(
+        name="steps-as-short-as-the-worst-row-needs",
+        bug=67,
+        file="diffusion/ode_likelihood.py",
+        text="    return after, gained, found[-1], torch.maximum(of_y, of_log)\n",
+        replacement="    return after, gained, found[-1], torch.maximum(of_y, of_log).max().expand(len(y))\n",
+        tests=("tests/oracle/test_ode_likelihood.py::test_rows_do_not_know_each_other",),
+        note="Adaptive steps for the whole batch: a row's figure depends on its companions.",
     ),
     Exhibit(
         name="prior-noise-by-the-first-seed",

@@ -6,6 +6,8 @@ from museum.exhibit import Exhibit
 
 __all__ = ["EXHIBITS"]
 
+_GAUSSIAN = "tests/oracle/test_gaussian.py::test_every_grid"
+
 EXHIBITS = (
     Exhibit(
         name="zero-terminal-not-reached",
@@ -100,7 +102,7 @@ EXHIBITS = (
         file="diffusion/parameterization.py",
         text="        return Coefficients(0.0, 1.0, 1.0, 0.0)\n",
         replacement="        return Coefficients(1 / alpha, -sigma / alpha, 1.0, 0.0)\n",
-        tests=("tests/diffusion/test_parameterization.py::test_equal_denoisers_take_equal_steps",),
+        tests=(f"{_GAUSSIAN}[ddim 0-LinearBetas]",),
     ),
     Exhibit(
         name="uniform-steps-cut-to-whole-ones",
@@ -187,7 +189,7 @@ EXHIBITS = (
             "    final = 1.0 if s <= 1e-3 else process.schedule(s)[0]\n"
             "    moved: Tensor = keep * x + (final - keep * process.schedule(t)[0]) * mean\n"
         ),
-        tests=("tests/oracle/test_gaussian.py::test_every_grid[ddim 0-ScaledLinearBetas]",),
+        tests=(f"{_GAUSSIAN}[ddim 0-ScaledLinearBetas]",),
         note="Grids that end at 1/T would be told from those that end at 0 by nothing else.",
     ),
     Exhibit(
@@ -241,5 +243,13 @@ EXHIBITS = (
         text="    return torch.cat((cosine, sine) if cosine_first else (sine, cosine), -1)\n",
         replacement="    return torch.cat((cosine, sine), -1)\n",
         tests=("tests/nn/test_conditions.py::test_sinusoidal_is_the_formula",),
+    ),
+    Exhibit(
+        name="level-one-step-on",
+        bug=26,
+        file="diffusion/parameterization.py",
+        text="        return t * self.steps - 1\n",
+        replacement="        return t * self.steps\n",
+        tests=("tests/diffusion/test_parameterization.py::test_levels",),
     ),
 )

@@ -39,11 +39,28 @@ EXHIBITS = (
         tests=("tests/train/test_step.py::test_judging_sees_the_average_and_gives_the_weights_back",),
     ),
     Exhibit(
+        name="left-in-the-mode-of-judging",
+        bug=36,
+        file="train/state.py",
+        text="                module.training = mode\n",
+        replacement="                pass\n",
+        tests=("tests/train/test_step.py::test_judging_sees_the_average_and_gives_the_weights_back",),
+        note="Dropout is off from the first figures on.",
+    ),
+    Exhibit(
         name="average-begun-anew-on-resume",
         bug=37,
         file="train/state.py",
         text='            self.ema.load(tables["ema"])\n',
         replacement="            self.ema.load(weights)\n",
+        tests=(_RESUME,),
+    ),
+    Exhibit(
+        name="average-not-saved",
+        bug=37,
+        file="train/state.py",
+        text="dict(self.ema.average)\n",
+        replacement="{name: p.detach() for p, name in self.names.items() if name in self.ema.average}\n",
         tests=(_RESUME,),
     ),
     Exhibit(
@@ -148,6 +165,22 @@ EXHIBITS = (
         tests=("tests/nn/test_conditions.py::test_text_padding_is_nothing",),
     ),
     Exhibit(
+        name="mask-not-passed-to-a-block",
+        bug=41,
+        file="nn/dit.py",
+        text="m[6], m[7]), tokens, mask)))",
+        replacement="m[6], m[7]), tokens, None)))",
+        tests=("tests/nn/test_conditions.py::test_padding_is_nothing[dit told]",),
+    ),
+    Exhibit(
+        name="mask-not-passed-to-a-stage",
+        bug=41,
+        file="nn/unet.py",
+        text="            h = self.cross(h, tokens, mask)\n",
+        replacement="            h = self.cross(h, tokens)\n",
+        tests=("tests/nn/test_conditions.py::test_padding_is_nothing[unet told]",),
+    ),
+    Exhibit(
         name="mask-lost-when-stacked",
         bug=41,
         file="types.py",
@@ -217,6 +250,7 @@ EXHIBITS = (
         text="        world.sum_gradients(trained)\n",
         replacement="",
         tests=(_PAIR,),
+        note="There is no wrapper that could be told not to synchronise; gradients are summed by hand.",
     ),
     Exhibit(
         name="everybody-begins-from-weights-of-their-own",
@@ -241,6 +275,7 @@ EXHIBITS = (
             "        world.sum_gradients(trained)\n"
         ),
         tests=(_PAIR,),
+        note="Weights are whole on every rank here; what can be partial is the sum.",
     ),
     Exhibit(
         name="rate-advances-with-micro-batches",

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from carrara.data import DataSettings, Loader, open_pictures, write_picture
 from carrara.decoder import Decoder, Latents, Pixels
+from carrara.diffusion import BoundLoss, ContinuousBoundLoss, Epsilon, LinearBetas
+from carrara.diffusion.loss import Objective
+from carrara.errors import RecipeError
 from carrara.nn import ImageEncoder, KLAutoencoder, TextTransformer
 from carrara.rng import Rng
 from carrara.run import finish
@@ -80,11 +83,16 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) if a.dtype == torch.bool else torch.allclose(a, b, rtol=0, atol=1e-5)
 
 
-def test_kept_latents_belong_to_their_pictures(loader: Loader, text: ContrastiveText) -> None:
-    """Whatever the order of the epoch is, z and condition are those of the row's own picture and caption."""
+@pytest.fixture(scope="module")
+def decoder(loader: Loader) -> Latents:
     torch.manual_seed(0)
-    decoder = Latents(KLAutoencoder(latent=4, widths=(8, 16, 16), decoder_blocks=(0, 1, 1)), size=16)
-    decoder.measure([loader.pictures.tensor(range(COUNT))])
+    made = Latents(KLAutoencoder(latent=4, widths=(8, 16, 16), decoder_blocks=(0, 1, 1)), size=16)
+    made.measure([loader.pictures.tensor(range(COUNT))])
+    return made.eval()
+
+
+def test_kept_latents_belong_to_their_pictures(loader: Loader, text: ContrastiveText, decoder: Latents) -> None:
+    """Whatever the order of the epoch is, z and condition are those of the row's own picture and caption."""
     for step in (0, 1, 2):
         batch, seen = shown(loader, text, decoder, step, drop=0.0)
         assert batch.captions == tuple(f"number {index}" for index in batch.index)
@@ -92,3 +100,14 @@ def test_kept_latents_belong_to_their_pictures(loader: Loader, text: Contrastive
             torch.testing.assert_close(seen.z, decoder.encode(batch.images), rtol=0, atol=1e-5)
             told = finish(text.start(list(batch.captions)))
         torch.testing.assert_close(seen.condition.vector, told.vector, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [ContinuousBoundLoss(), BoundLoss()], ids=lambda each: type(each).__name__)
+def test_a_bound_is_refused_for_latents(
+    loader: Loader, text: ContrastiveText, decoder: Latents, objective: Objective
+) -> None:
+    """Grey levels have a probability; latents have none, and bits a dimension of them would mean nothing."""
+    settings = {"objective": objective, "schedule": LinearBetas(), "parameterization": Epsilon()}
+    shown(loader, text, Pixels(size=16), 0, **settings)
+    with pytest.raises(RecipeError, match="the decoder's latent have none"):
+        shown(loader, text, decoder, 0, **settings)
