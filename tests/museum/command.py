@@ -31,9 +31,13 @@ def main(arguments: Sequence[str]) -> int:
         PAGE.write_text(page(), encoding="utf-8")
         print(f"{PAGE.relative_to(ROOT)} is written")
         return 0
+    known = {word for exhibit in EXHIBITS for word in (exhibit.name, str(exhibit.bug))}
     chosen = _chosen(asked.names, asked.k)
+    if unknown := sorted(set(asked.names) - known):
+        print(f"no exhibit is called {', '.join(unknown)}; --list shows all of them", file=sys.stderr)
+        return 2
     if not chosen:
-        print(f"no exhibit has such a name; there are {', '.join(e.name for e in EXHIBITS)}", file=sys.stderr)
+        print(f'no exhibit has "{asked.k}" in its name, file or tests; --list shows all of them', file=sys.stderr)
         return 2
     if asked.list:
         print(*(f"{exhibit.bug:3}  {exhibit.name}" for exhibit in chosen), sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,39 @@ def test_tests_that_do_not_pass_or_do_not_run_prove_nothing() -> None:
     assert not covered("test_sums.py::test_sum", ["test_sums.py::test_sums"])
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+from museum.runner import Job, run
+here = Path(sys.argv[1])
+names = ("fails", "hangs", "crashes", "passes")
+jobs = [Job(name, here, (f"test_toy.py::test_{name}",), 2.0 if name == "hangs" else 60.0) for name in names]
+for job, seen in run(jobs, processes=2, root=here, work=here / "work"):
+    print(job.name, seen.ended or [failure.exception for failure in seen.failures] or len(seen.passed), sep=": ")
+"""
+TOYS = """
+import os, subprocess, sys, time
+def test_fails(): assert len("ab") == 3
+def test_hangs():
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]); time.sleep(60)
+def test_crashes(): os.abort()
+def test_passes(): pass
+"""
+
+
+def test_what_becomes_of_a_child(tmp_path: Path) -> None:
+    """In the order of the jobs: a failure, a hang that is ended with all that it started, a crash, a pass."""
+    (tmp_path / "test_toy.py").write_text(TOYS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "tests")}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split("\n")[:4] == ["fails: ['AssertionError']", "hangs: time", "crashes: signal 6", "passes: 1"]
+    assert time.monotonic() - began < 50
+
+
 def test_the_command(tmp_path: Path) -> None:
     """One exhibit for real, in processes of its own; and a name that is none."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
@@ -124,5 +158,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert code == 0, said
     assert said.strip().split("\n")[-1] == "museum: 1 of 1 killed"
     assert not list(tmp_path.glob("carrara-museum-*"))
-    code, said = run("no-such-exhibit")
-    assert code == 2 and "no exhibit has such a name" in said
+    code, said = run("first-level-squared", "no-such-exhibit")
+    assert code == 2 and said.startswith("no exhibit is called no-such-exhibit;")
+    code, said = run("-k", "no-such-word")
+    assert code == 2 and 'no exhibit has "no-such-word"' in said
+    code, said = run("15", "--list")
+    assert code == 0 and said.count("15  second-order-") == 4
