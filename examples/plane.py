@@ -7,7 +7,7 @@ from math import pi
 import torch
 from torch import nn
 
-from carrara.diffusion import Denoiser, DenoisingLoss, Epsilon, LinearBetas, LogSigma, Process, Steps
+from carrara.diffusion import Denoiser, DenoisingLoss, Epsilon, LinearBetas, LogSigma, Process, Steps, Unit
 from carrara.oracle import Mixture
 from carrara.rng import Rng
 from carrara.types import Condition
@@ -40,10 +40,10 @@ class MLP(nn.Module):
         return self.layers(torch.cat([x, level[:, None]], 1))
 
 
-def training(steps, rows=20000, batch=256):
+def training(steps, predict=Epsilon(), weight=Unit(), seed=0, rows=20000, batch=256):  # noqa: B008 - frozen
     """DDPM's Algorithm 1 on samples of the data: yields (step, denoiser) before each step and after the last."""
-    torch.manual_seed(0)
-    denoiser, loss = Denoiser(MLP(), PROCESS, Epsilon(), LogSigma()), DenoisingLoss(Steps(1000))
+    torch.manual_seed(seed)
+    denoiser, loss = Denoiser(MLP(), PROCESS, predict, LogSigma()), DenoisingLoss(Steps(1000), weight)
     data = DATA.sample(Rng.seeds(range(rows), "train")).float()
     optimiser = torch.optim.Adam(denoiser.parameters(), 2e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -52,7 +52,7 @@ def training(steps, rows=20000, batch=256):
         numbers = range(step * batch, (step + 1) * batch)
         x = data[[number % rows for number in numbers]]
         optimiser.zero_grad()
-        loss(denoiser, x, Condition(), Rng.samples(0, numbers)).mean().backward()
+        loss(denoiser, x, Condition(), Rng.samples(seed, numbers)).mean().backward()
         optimiser.step()
         decay.step()
     yield steps, denoiser

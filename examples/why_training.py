@@ -31,7 +31,7 @@ def divergence(denoiser, strides, points=150, reach=4.5):
         first, second = (torch.exp(-((axis[:, None] - mean) ** 2) / (2 * step.var)) for mean in step.mean.T)
         p = ((first * p[some]) @ second.T).flatten() * (cell / (2 * torch.pi * step.var))
     log_data = DATA.log_prob(x)
-    ratio = torch.where(log_data > -25, log_data - p.double().log(), 0.0)
+    ratio = torch.where(log_data > -25, log_data - p.double().clamp(min=1e-30).log(), 0.0)
     return {"kl": (log_data.exp() * ratio).sum().item() * cell, "mass": p.sum().item() * cell}
 
 

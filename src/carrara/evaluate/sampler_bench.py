@@ -194,6 +194,7 @@ def measure_mixture(
         "solutions": solved,
         "floor": floor,
         "floor_bar": bar,
+        "stochastic": [name for name, walk in samplers().items() if kind_of(walk) == "stochastic"],
         "distributions": _listed(distributions(many, target, label, grid, budgets), said),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from carrara.evaluate.plot import Axis, Lines, Series, number
 from carrara.evaluate.report import KeyFigure, Report
 
-__all__ = ["best_grids", "distance_chart", "error_chart", "page", "rows_of"]
+__all__ = ["best_grids", "different", "distance_chart", "error_chart", "page", "rows_of"]
 
 Found = Mapping[str, Any]
 
@@ -49,28 +49,34 @@ def best_grids(found: Sequence[Found], budget: int) -> dict[str, Found]:
     return dict(sorted(best.items(), key=lambda item: item[1]["error"]))
 
 
+def different(found: Sequence[Found]) -> list[Found]:
+    """One of those that are the same method under two names, or with settings that make no difference."""
+    seen: dict[Any, Found] = {}
+    for solved in found:
+        seen.setdefault((solved["grid"], solved.get("budget"), solved["error"]), solved)
+    return list(seen.values())
+
+
 def error_chart(measured: Found, budgets: Sequence[int], title: str) -> Lines:
     """Error against evaluations of the best samplers and ddim, each on its best grid (by the last budget but one)."""
-    found = measured["solutions"]
     judged = budgets[-2] if len(budgets) > 1 else budgets[0]
-    best = best_grids(found, judged)
+    best = best_grids(different(measured["solutions"]), judged)
     chosen = [name for name in best if name != "ddim"][: _LINES - 1] + [name for name in best if name == "ddim"]
     series = [
-        Series(f"{name} ({best[name]['grid']})", *_curve(found, name, best[name]["grid"]), dashed=name == "ddim")
-        for name in chosen
+        Series(f"{name} ({grid})", *_curve(measured["solutions"], name, grid), dashed=name == "ddim")
+        for name, grid in ((name, best[name]["grid"]) for name in chosen)
     ]
     note = f"Each on its best grid at {judged} evaluations; the {len(series)} best there, and ddim."
     return Lines(title, series, Axis("evaluations", log=True), Axis("error, rms", log=True), note)
 
 
 def distance_chart(measured: Found, budgets: Sequence[int], title: str) -> Lines:
-    """Sliced distance against evaluations: the best samplers at the largest budget, and what exact samples reach."""
-    found = measured["distributions"]
-    chosen = list(best_grids(found, budgets[-1]))[: _LINES - 2]
-    chosen += [
-        name for name in ("ddim", "ancestral") if name not in chosen and any(s["sampler"] == name for s in found)
-    ]
-    series = [Series(name, *_curve(found, name, found[0]["grid"])) for name in chosen[: _LINES - 1]]
+    """Sliced distance against evaluations: the best of both kinds of samplers, ddim, and what exact samples reach."""
+    found, stochastic = measured["distributions"], measured["stochastic"]
+    best = list(best_grids(different(found), budgets[-1]))
+    chosen = [name for name in best if name not in stochastic and name != "ddim"][:2]
+    chosen += [name for name in best if name == "ddim"] + [name for name in best if name in stochastic][:2]
+    series = [Series(name, *_curve(found, name, found[0]["grid"])) for name in chosen]
     floor = Series("exact samples", budgets, [measured["floor"]] * len(budgets), dashed=True)
     note = f"On the {found[0]['grid']} grid."
     return Lines(title, [*series, floor], Axis("evaluations", log=True), Axis("distance to the data", log=True), note)
