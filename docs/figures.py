@@ -247,7 +247,9 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
 def table(name: str) -> str:
     """A table of Markdown, without the lines around it."""
     header, rows = TABLES[name]()
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    columns = zip(*rows, strict=True)
+    marks = ["--:" if all(re.match(r"[−+]?\d|$", str(cell)) for cell in column) else "---" for column in columns]
+    lines = [header, marks, *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 

@@ -37,5 +37,5 @@ def figures(names, steps, seeds, strides, points):
 
 
 if __name__ == "__main__":
-    for name, values in figures(["noise, unit", "x, unit", "v, unit"], 300, 1, 20, 60).items():
+    for name, values in figures(["noise, unit", "v, unit", "v, min-SNR"], 200, 1, 20, 60).items():
         print(f"{name:20}", [round(value, 3) for value in values])
