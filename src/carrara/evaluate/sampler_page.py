@@ -66,7 +66,7 @@ def error_chart(measured: Found, budgets: Sequence[int], title: str) -> Lines:
         Series(f"{name} ({grid})", *_curve(measured["solutions"], name, grid), dashed=name == "ddim")
         for name, grid in ((name, best[name]["grid"]) for name in chosen)
     ]
-    note = f"Each on its best grid at {judged} evaluations; the {len(series)} best there, and ddim."
+    note = f"Each on its best grid at {judged} evaluations: the best there, and ddim."
     return Lines(title, series, Axis("evaluations", log=True), Axis("error, rms", log=True), note)
 
 
