@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -17,6 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Libraries that tests compare with would otherwise ask a server for what they do not find.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# A shell's background job ignores Ctrl-C, and hands that down; programs under test must hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine makes an example's time meaningless; a failure must come back on the next run.
 settings.register_profile("carrara", deadline=None, derandomize=True, max_examples=50)

@@ -29,7 +29,11 @@ def test_an_interrupted_training_goes_on_with_the_same_command(project: Path, tm
     while time.monotonic() < deadline and not (log.exists() and '"event": "step"' in log.read_text()):
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    try:
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()  # nothing, where it has ended
+        running.communicate()
     assert running.returncode == 143
     assert "the same command goes on from here" in err
     assert "Traceback" not in err
