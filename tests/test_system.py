@@ -239,6 +239,23 @@ def test_parts_that_do_not_fit_are_refused(system: System) -> None:
         System(Unconditional(), system.generator, system.decoder)
 
 
+@pytest.mark.parametrize(
+    "prompts, seeds, says",
+    [
+        ([], [], "at least one"),
+        (["red apple"], 0, "a list of whole numbers"),
+        (["red apple"], [1.5], "a list of whole numbers"),
+        (["red apple"], [-1], "0 or more"),
+        ([None], [0], "a list of texts"),
+        ("red apple", [0], "a list of prompts"),
+        (["red apple", "cat"], [0], "one of each a picture"),
+    ],
+)
+def test_requests_that_make_no_sense(system: System, prompts: object, seeds: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        list(system.generate(prompts, seeds=seeds))  # type: ignore[arg-type]
+
+
 def test_a_frame_that_is_not_finite_is_never_a_picture(tmp_path: Path) -> None:
     frame = Frame(1, True, (0,), 8, None, lambda: torch.full((1, 3, 4, 4), torch.nan))
     with pytest.raises(NonFiniteError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -160,22 +161,24 @@ class System:
     ) -> Iterator[Frame]:
         """Frames of one request: each finished step, then the pictures (`final`).
 
-        Image i depends on prompt and seed i alone.
+        Image i depends on prompt and seed i alone: its randomness is its own, and only the rounding of float32 (about
+        2e-5, at most one grey level) varies with the number of rows that a network is given at once.
 
         `inputs` are pictures (N, C, H, W) to begin from: "image" in [-1, 1], and "mask" with one channel in [0, 1], 1
         where the image may change; what the mask keeps is the image's own, value for value. `settings.editing` says how
         much changes. A single prompt or picture serves all seeds. Stop early by closing the iterator. Raises ValueError
         for lengths and sizes that differ.
         """
-        if isinstance(prompts, str):
-            raise ValueError(f'prompts is the text "{prompts}"; give a list of prompts')
+        prompts, seeds = _texts("prompts", prompts), _seeds(seeds)
+        if negative is not None:
+            negative = _texts("negative", negative)
         if len(prompts) == 1:
             prompts = list(prompts) * len(seeds)
         if negative is not None and len(negative) == 1:
             negative = list(negative) * len(seeds)
         request = Request(
             tuple(prompts),
-            tuple(int(seed) for seed in seeds),
+            tuple(seeds),
             tuple(negative) if negative is not None else None,
             size,
             {name: x.expand(len(seeds), *x.shape[1:]) if len(x) == 1 else x for name, x in (inputs or {}).items()},
@@ -199,6 +202,25 @@ class System:
             return finish(self.decoder.start(step.estimate.mean, Condition(), Condition(), rng))  # type: ignore[no-any-return]
 
         return images
+
+
+def _texts(name: str, given: object) -> list[str]:
+    if isinstance(given, str):
+        raise ValueError(f'{name} is the text "{given}"; give a list of prompts')
+    if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise ValueError(f"{name} is {given!r}; give a list of texts, with an empty one for no prompt")
+    return list(given)
+
+
+def _seeds(given: object) -> list[int]:
+    """Whole numbers from 0, of any integer type."""
+    try:
+        seeds = [operator.index(seed) for seed in given]  # type: ignore[attr-defined]
+    except TypeError:
+        raise ValueError(f"seeds is {given!r}; give a list of whole numbers, one for each picture") from None
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds is {given!r}; give at least one, each 0 or more")
+    return seeds
 
 
 def _check_picture(name: str, x: Tensor, rows_and_channels: tuple[int, int], low: int) -> None:
