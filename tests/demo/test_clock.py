@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from carrara.demo import clock as clocks
 from carrara.demo import pipeline
 from carrara.demo.clock import Clock
 from carrara.errors import RecipeError, StorageError
+from carrara.train.loop import Outcome
 
 
 class Watch:
@@ -53,6 +56,16 @@ def test_a_stage_may_be_counted_anew(watch: Watch, tmp_path: Path) -> None:
         clock.turn("report", anew=True)
         watch.now += 9
     assert clock.seconds == 9
+
+
+def test_stages_are_told_in_the_order_of_the_work(watch: Watch, tmp_path: Path) -> None:
+    """Also where they were read from a file, in which they are sorted by name."""
+    names = ["start", "data", "text", "decoder", "generator", "report"]
+    clock = Clock(tmp_path / "demo.json", 8, 0, began=watch.now)
+    for name in names[1:]:
+        clock.turn(name)
+    assert list(clock.counted()) == names
+    assert list(Clock(tmp_path / "demo.json", 8, 0, began=watch.now).counted()) == names
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"minutes": 8, "seed": 0}', '{"minutes": 8, "seed": 0, "stages": 3}'])
@@ -97,6 +110,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             for name in pipeline._PARTS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / "component.json").write_text("{}")
+                (folder / name / "weights.safetensors").write_text("")
         (out / pipeline.DATA).mkdir(exist_ok=True)
         (out / pipeline.DATA / "metadata.jsonl").write_text("")
         (out / "report.html").write_text("")
@@ -123,7 +137,14 @@ def test_a_finished_demo_is_left_as_it_is(runs: list[bool], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "change", ["report.html", "twemoji/new.png", "decoder/component.json", "system/text/component.json"]
+    "change",
+    [
+        "report.html",
+        "twemoji/new.png",
+        "decoder/component.json",
+        "decoder/weights.safetensors",
+        "system/text/component.json",
+    ],
 )
 def test_a_finished_demo_of_which_something_changed_is_made_again(
     change: str, runs: list[bool], tmp_path: Path
@@ -150,3 +171,42 @@ def test_an_interrupted_demo_is_not_finished(runs: list[bool], tmp_path: Path, m
     monkeypatch.setattr(pipeline, "_run", finish)
     pipeline.demo(1, tmp_path, 0, lambda _: None, progress=False)
     assert runs == [False]
+
+
+def test_a_copy_elsewhere_and_later_is_as_finished(runs: list[bool], tmp_path: Path) -> None:
+    pipeline.demo(1, tmp_path / "here", 0, lambda _: None, progress=False)
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "copy")
+    for path in (tmp_path / "there").rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    assert pipeline.demo(1, tmp_path / "there" / "copy", 0, lambda _: None, progress=False)
+    assert runs == [False]
+
+
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(runs: list[bool], tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("mine")
+    with pytest.raises(StorageError, match="holds other files and no demo; choose another --out"):
+        pipeline.demo(1, tmp_path, 0, lambda _: None, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"] and not runs
+
+
+def test_an_empty_folder_and_one_of_a_demo_are_taken(runs: list[bool], tmp_path: Path) -> None:
+    (tmp_path / "demo.json.tmp").write_text("")  # of a demo killed in its first moment
+    pipeline.demo(1, tmp_path, 0, lambda _: None, progress=False)
+    (tmp_path / "note.txt").write_text("mine")
+    pipeline.demo(1, tmp_path, 0, lambda _: None, progress=False)
+    assert runs == [False]
+
+
+def test_a_part_that_was_finished_before_keeps_the_figures_of_its_own_training() -> None:
+    now = Outcome(9, 70.0, 5.0, 999, 0.1, {}, "float32", 0.0, 9, Path())
+    events = [
+        {"event": "start", "step": 0},
+        {"event": "step", "step": 3, "memory": 50},
+        {"event": "resume", "step": 3},
+        {"event": "step", "step": 9, "memory": 40},
+        {"event": "done", "step": 9, "seconds": 60.0, "images_per_second": 8.0, "memory": 40},
+        {"event": "resume", "step": 9},
+    ]
+    found = pipeline._recorded(now, events)
+    assert found == now._replace(seconds=60.0, images_per_second=8.0, peak_memory_bytes=50, resumed_from=3)
+    assert pipeline._recorded(now, events[:4]) == now

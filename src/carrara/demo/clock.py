@@ -17,6 +17,7 @@ from carrara.store.atomic import storage_errors, write_json
 __all__ = ["Clock"]
 
 _EVERY = 2.0  # seconds between notes
+_STAGES = ("start", "data", "text", "decoder", "generator", "report")  # in the order in which they are told
 
 
 class Clock:
@@ -55,9 +56,10 @@ class Clock:
         return sum(self.counted().values())
 
     def counted(self) -> dict[str, float]:
-        """Seconds of each stage, the present one's so far."""
+        """Seconds of each stage in the order of the work, the present one's so far."""
         here = time.monotonic() - self._since
-        return {**self.stages, self._stage: self.stages.get(self._stage, 0.0) + here}
+        found = {**self.stages, self._stage: self.stages.get(self._stage, 0.0) + here}
+        return {name: found[name] for name in sorted(found, key=_place)}
 
     def turn(self, stage: str, *, anew: bool = False) -> None:
         """Ends the present stage and begins another; `anew` forgets what that one took before."""
@@ -79,3 +81,7 @@ class Clock:
         with storage_errors(f"{self.path} cannot be written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self._facts, "stages": stages, "finished": self.finished})
+
+
+def _place(stage: str) -> int:
+    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ from carrara.config import build, describe
 from carrara.data import DataSettings
 from carrara.demo.clock import Clock
 from carrara.demo.twemoji import ATTRIBUTION, LICENSE, emojis, write_pictures
-from carrara.errors import RecipeError
+from carrara.errors import RecipeError, StorageError
 from carrara.store import assemble, kinds
+from carrara.store.atomic import storage_errors
+from carrara.train.log import Event, read_log
 from carrara.train.loop import Outcome
 from carrara.train.presets import decoder_table, generator_table, text_table
 from carrara.train.recipe import Recipe, Run
@@ -60,10 +62,12 @@ def demo(
     """Runs the demo, or goes on with it; returns the path of report.html. A finished one is left as it is.
 
     `began` (time.monotonic) is when its time began to count, where that was before this call.
-    Raises CarraraError for missing packages, RecipeError for a folder of another demo, and whatever training raises.
+    Raises CarraraError for missing packages, RecipeError for a folder of another demo, StorageError for one of other
+    files, and whatever training raises.
     """
     if not minutes >= 0.5:
         raise RecipeError(f"minutes is {minutes:g}; the demo's three parts need at least 0.5 minutes together")
+    _require_own(out)
     clock = Clock(out / "demo.json", minutes, seed, began=time.monotonic() if began is None else began)
     again = bool(clock.finished)
     if again and clock.finished == _made_of(out, clock):
@@ -80,15 +84,31 @@ def demo(
         clock.note()  # also what an interrupted part has used
 
 
+def _require_own(out: Path) -> None:
+    """Raises StorageError for a folder with files that are not a demo's."""
+    with storage_errors(f"--out {out} cannot be read"):
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names - {"demo.json.tmp"} and "demo.json" not in names:  # the .tmp is left by a kill in the first moment
+        raise StorageError(f"--out {out} holds other files and no demo; choose another --out, new or empty")
+
+
 def _made_of(out: Path, clock: Clock) -> str:
-    """Everything that the report came from, hashed; "" where some of it, or the report itself, is not there."""
-    recipes = [describe(_recipe(name, out, clock), kinds()) for name in _PARTS]
+    """Everything that the report came from, and itself, hashed; "" where some of it is not there.
+
+    By contents and without the folder's own path, so that a copy is as finished as what it was made of. Of weights
+    the size: their SHA-256 is in component.json.
+    """
+    recipes = [describe(_recipe(name, Path(), clock), kinds()) for name in _PARTS]
     digest = hashlib.blake2b(json.dumps([__version__, recipes]).encode(), digest_size=16)
-    components = [folder / name / "component.json" for folder in (out, out / "system") for name in _PARTS]
+    folders = [folder / name for folder in (out, out / "system") for name in _PARTS]
     try:
+        weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+        for path in weights:
+            digest.update(f"{path.relative_to(out).as_posix()} {path.stat().st_size}\n".encode())
+        components = [folder / "component.json" for folder in folders]
         for path in (*components, *sorted((out / DATA).iterdir()), out / "report.html", out / "report.json"):
-            facts = path.stat()
-            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+            contents = path.read_bytes()
+            digest.update(f"{path.relative_to(out).as_posix()} {len(contents)}\n".encode() + contents)
     except OSError:
         return ""
     return digest.hexdigest()
@@ -120,7 +140,23 @@ def _train(name: str, out: Path, clock: Clock, say: Callable[[str], None], progr
     run = Run(_recipe(name, out, clock), cache=out / "cache", say=say)
     run.task.facts |= {"license": LICENSE, "attribution": [ATTRIBUTION]}
     recipe = run.resolve(lambda: _seconds(name, clock))
-    return Part(recipe, run.train(progress=progress, on_event=lambda _: clock.tick(), rehearsal=False))
+    outcome = run.train(progress=progress, on_event=lambda _: clock.tick(), rehearsal=False)
+    return Part(recipe, _recorded(outcome, read_log(out / name / "log.jsonl")))
+
+
+def _recorded(outcome: Outcome, events: Sequence[Event]) -> Outcome:
+    """What the part's own log says of its training, which may have been another process's; no news where it is cut."""
+    ends = [i for i, event in enumerate(events) if event.get("event") == "done" and event.get("step") == outcome.steps]
+    if not ends:
+        return outcome
+    done, before = events[ends[-1]], events[: ends[-1] + 1]
+    resumed = [event["step"] for event in before if event.get("event") == "resume"]
+    return outcome._replace(
+        seconds=done["seconds"],
+        images_per_second=done["images_per_second"],
+        peak_memory_bytes=max(event.get("memory", 0) for event in before),
+        resumed_from=resumed[-1] if resumed else None,
+    )
 
 
 def _share(name: str) -> float:
