@@ -249,7 +249,12 @@ def _device(part: object) -> torch.device:
 
 
 def _check(name: str, wanted: Space, other: str, given: Space) -> None:
-    if wanted.kind != given.kind or wanted.shape != given.shape or wanted.vocabulary != given.vocabulary:
+    if (wanted.kind, wanted.shape) == (given.kind, given.shape) and wanted.vocabulary != given.vocabulary:
+        raise RecipeError(
+            f"the {name} was trained for a vocabulary of {wanted.vocabulary} and this {other} has one of "
+            f"{given.vocabulary}; give the {other} that it was trained with, or train it again"
+        )
+    if wanted.kind != given.kind or wanted.shape != given.shape:
         raise RecipeError(
             f"the {name} was trained for {wanted.kind} {wanted.shape} and this {other} has {given.kind} {given.shape}; "
             f"give the {other} that it was trained with, or train it again"

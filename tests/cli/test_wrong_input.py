@@ -46,6 +46,7 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["data", "check", "pics/00.png"], 3, "is a file"),
         (["data", "check", "pics", "--size", "0"], 2, "--size"),
         (["data", "check", "pics", "--size", "big"], 2, "--size"),
+        (["data", "check", "pics", "--text", SYSTEM], 2, "whole model; its text encoder is carrara-pics/system/text"),
         (["data", "check", "pics", "--out", "a-file/x"], 5, "a-file"),
         (["init", "nowhere"], 3, "there is no folder nowhere"),
         (["init", "none"], 3, "no pictures in none"),
@@ -57,7 +58,8 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["init", "pics", "--minutes", "nan", "--out", "new"], 2, "--minutes"),
         # recipes
         (["train", "no.toml"], 2, "no.toml does not exist"),
-        (["train", "pics"], 2, "pics does not exist|cannot be read"),
+        (["train", "pics"], 2, "pics is a folder.*carrara init"),
+        (["train", "pics/00.png"], 2, "00.png is no TOML file.*carrara init"),
         (["train", TEXT, "--set", "train.steps"], 2, "train.batch=32"),
         (["train", TEXT, "--set", "train.stesp=3"], 2, 'train.stesp: no such.*"steps"'),
         (["train", TEXT, "--set", "train.steps=many"], 2, "text.toml:[0-9]+: train.steps: given 'many'"),
@@ -76,7 +78,9 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["train", TEXT, *tiny("text"), "--set", "train.seed=1"], 2, "begun with other settings"),
         (["train", TEXT, *tiny("text"), "--set", "train.steps=2"], 2, "steps .was 4"),
         (["train", TEXT, *tiny("text"), "--set", "train.decay=constant"], 2, "decay .was 'cosine'"),
-        (["train", GENERATOR, "--out", "new", "--set", "task.text=none"], 5, "none"),
+        (["train", GENERATOR, "--out", "new", "--set", "task.text=none"], 5, "task.text: none .*name the folder"),
+        (["train", GENERATOR, "--out", "new", "--set", "task.text=untrained"], 5, "carrara train untrained.toml"),
+        (["train", GENERATOR, "--out", "new", "--set", "task.decoder=untrained"], 5, "carrara train untrained.toml"),
         (["train", GENERATOR, "--out", "new", "--set", "task.text=carrara-pics/decoder"], 2, "decoder"),
         (["train", GENERATOR, "--out", "new", "--set", "task.text=labels"], 2, "class folders"),
         (["train", GENERATOR, "--out", "new", "--set", "data.size=48"], 2, "40"),
@@ -85,12 +89,15 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         (["train", "broken.toml"], 2, "broken.toml.*line 2"),
         (["train", "empty.toml"], 2, "(?s)out: missing.*data: missing.*task: missing"),
         (["train", "typo.toml"], 2, 'typo.toml:5: data.szie: no such setting; did you mean "size"'),
-        (["train", "binary.toml"], 2, "binary.toml: cannot be read"),
+        (["train", "binary.toml"], 2, "binary.toml is no TOML file"),
         # assembling
         (["assemble", "new"], 2, "--generator"),
         (["assemble", "--generator", "carrara-pics/generator", "new"], 2, "--text"),
         (["assemble", "--generator", "carrara-pics/text", "new"], 2, "--text|expected a generator"),
-        (["assemble", "--generator", "nowhere", "--text", "carrara-pics/text", "new"], 2, "--decoder"),
+        (["assemble", "--generator", "carrara-pics/generator", "--text", "carrara-pics/text", "new"], 2, "--decoder"),
+        (["assemble", "--generator", "nowhere", "new"], 5, "nowhere does not exist"),
+        (["assemble", "--generator", "nowhere", "--text", "carrara-pics/text", "new"], 5, "nowhere does not exist"),
+        (["assemble", "--generator", "unfinished", "new"], 5, "unfinished .*has not finished; the same .carrara train"),
         (["assemble", "--generator", "nowhere", "--text", "carrara-pics/text", "--decoder", "carrara-pics/decoder",
           "new"], 5, "nowhere"),
         (["assemble", "--generator", "carrara-pics/generator", "--text", "carrara-pics/text", "--decoder",
@@ -100,6 +107,7 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         # sampling
         (["sample", "nowhere", "x"], 5, "nowhere does not exist"),
         (["sample", "pics", "x"], 5, "model.json"),
+        (["sample", "carrara-pics", "x"], 5, "the model is in carrara-pics/system"),
         (["sample", "carrara-pics/text", "x"], 2, "carrara assemble"),
         (["sample", SYSTEM], 2, "give a prompt"),
         (["sample", SYSTEM, "x", "--seed", "lucky"], 2, "--seed"),
@@ -145,6 +153,8 @@ TEXT, GENERATOR = "carrara-pics/text.toml", "carrara-pics/generator.toml"
         # showing
         (["show", "nowhere"], 5, "nowhere does not exist"),
         (["show", "pics"], 5, "component.json"),
+        (["show", "carrara-pics"], 5, "the model is in carrara-pics/system"),
+        (["show", "unfinished"], 5, "has not finished; the same .carrara train"),
         (["show", "a-file"], 5, "a-file"),
     ],
 )  # fmt: skip
@@ -163,6 +173,8 @@ def desk(project: Path) -> Path:
     for i in range(3):
         (project / "broken" / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (project / "a-file").write_text("not a folder")
+    (project / "unfinished" / "checkpoints").mkdir(parents=True)
+    (project / "untrained.toml").write_text('out = "untrained"\n')
     (project / "blank.txt").write_text("\n  \n")
     (project / "broken.toml").write_text('out = "x"\nminutes = = 3\n')
     (project / "empty.toml").write_text("")

@@ -194,7 +194,7 @@ class TestHybridLoss:
             assert not bool(plain[1:].any()) and bool(both[1:].any())
 
     def test_the_variance_learns_the_bounds_optimum(self) -> None:
-        """With the mean fixed, the best variance of a stride is posterior + A^2 E|x - x_hat|^2 (F5)."""
+        """With the mean fixed, the best variance of a stride is posterior + A^2 E|x - x_hat|^2."""
         q, process = 0.7, Process(TABLE)
         data = Mixture.gaussian(torch.zeros(1, 1, 1), q)
         t, s = 0.5, 5 / 12

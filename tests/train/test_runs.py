@@ -12,8 +12,9 @@ import pytest
 from carrara.config import build
 from carrara.data import write_picture
 from carrara.errors import RecipeError
-from carrara.store import kinds
-from carrara.train.recipe import Recipe, Run
+from carrara.store import kinds, read_component
+from carrara.train.precision import candidates
+from carrara.train.recipe import Recipe, Run, read_recipe
 
 AUTOENCODER = {"kind": "kl", "latent": 4, "widths": [8, 8, 8], "decoder_blocks": [0, 0, 1]}
 
@@ -106,3 +107,19 @@ def test_minutes_given_to_a_run_that_was_begun_with_steps_are_warned_of(folder: 
     decoder(folder).train(progress=False)
     assert decoder(folder, minutes=0.002, said=said).plan().train.steps == 2
     assert "was 0 when this run began" in said[0]
+
+
+@pytest.mark.parametrize("minutes", [0.0, 0.002])
+def test_a_run_names_the_precision_that_it_trained_in(folder: Path, minutes: float) -> None:
+    asked = decoder(folder, minutes=minutes, precision="auto")
+    trained = asked.train(progress=False).precision
+    assert trained in candidates(asked.device, "auto")
+    for _ in range(2):  # also when the finished run is asked for again
+        assert read_component(folder / "decoder").facts["training"]["precision"] == trained
+        assert read_recipe(folder / "decoder" / "recipe.toml").train.precision == trained
+        decoder(folder, minutes=minutes, precision="auto").train(progress=False)
+
+
+def test_a_dry_run_names_the_precision(folder: Path) -> None:
+    asked = decoder(folder, precision="auto")
+    assert asked.preflight().precision == asked.recipe.train.precision

@@ -182,7 +182,8 @@ def test_a_loss_that_is_not_finite_takes_no_step(tmp_path: Path, value: float) -
     with pytest.raises(NonFiniteError, match=r"at step 8 the loss of phase `body` is .* part `worst`") as caught:
         fit(task, ToyLoader(), settings(decay="constant"), folder, progress=False)
     assert caught.value.exit_code == 4
-    assert "No step was taken" in str(caught.value)
+    assert "This step was not taken" in str(caught.value)
+    assert "The checkpoint of step 6 is untouched" in str(caught.value)
     assert digest(task.modules) == digest(before.modules)
     assert checkpoints(folder)[-1].name == "step-00000006"
     read_checkpoint(checkpoints(folder)[-1])

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.voice import Voice, mebibytes, table
-from carrara.errors import StorageError
 
 if TYPE_CHECKING:
     from carrara.types import Space
@@ -31,8 +30,6 @@ def show(
     from carrara.store import ROLES
 
     whole = (model / "model.json").is_file()
-    if not model.exists():
-        raise StorageError(f"{model} does not exist")
     if whole:
         from carrara.store import load
 
@@ -42,7 +39,9 @@ def show(
         parts = [_part(model, None, verify)]
     voice = Voice(silent=as_json)
     if as_json:
-        voice.json({"path": model, "kind": "system" if whole else "component", "verified": verify, "parts": parts})
+        voice.json(
+            {"path": model, "kind": "system" if whole else "component", "verified": verify or None, "parts": parts}
+        )
         return
     if whole:
         total = sum(part["parameters"] for part in parts)

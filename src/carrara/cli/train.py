@@ -159,12 +159,13 @@ def _dry_run(run: Run, voice: Voice, as_json: bool) -> None:
     from carrara.store import kinds
 
     there = run.folder.exists()
-    resolved: Recipe = run.plan()
+    run.plan()
     try:
         found = run.preflight()
     finally:
         if not there and run.folder.is_dir() and not any(run.folder.iterdir()):
             run.folder.rmdir()
+    resolved: Recipe = run.recipe
     for warning in found.warnings:
         voice.warn(warning)
     table = describe(resolved, kinds())

@@ -98,9 +98,10 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-ur
 
 _STYLE = """
 :root{--stone:#f1f2f2;--slab:#fcfcfb;--ink:#24282c;--muted:#5f676e;--vein:#d9dcdf;--accent:#a8501f;--wash:#f6ece5;
+--good:#3f7350;--calm:#e8f0ea;
 --serif:"Iowan Old Style",Palatino,"URW Palladio L",P052,Georgia,serif}
 @media(prefers-color-scheme:dark){:root{--stone:#141618;--slab:#1c1f22;--ink:#e9eae8;--muted:#9fa7ad;--vein:#32373c;
---accent:#e39466;--wash:#2b221c}}
+--accent:#e39466;--wash:#2b221c;--good:#8fc7a0;--calm:#1c2820}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--stone);color:var(--ink);
 font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
@@ -110,6 +111,7 @@ h1{margin:0;font:500 clamp(28px,4.6vw,46px)/1.1 var(--serif)}
 h2{margin:44px 0 14px;font:500 26px/1.2 var(--serif)}
 .lead{margin:12px 0 0;font-size:18px;color:var(--muted)}
 .good,.bad{padding:12px 18px;border-left:3px solid var(--accent);border-radius:0 8px 8px 0;background:var(--wash)}
+.good{border-left-color:var(--good);background:var(--calm)}
 ul{margin:0;padding-left:22px}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(160px,1fr));gap:14px;margin:0}
 dl>div,.chart,.scroll{border:1px solid var(--vein);border-radius:12px;background:var(--slab)}

@@ -64,7 +64,8 @@ class Report:
 
     def sentences(self) -> tuple[str, ...]:
         """The report for a terminal: refusals first, then what was found."""
-        return (*self.refusals, *self.findings.sentences(), *self._more())
+        done = (f"{count(number, 'picture')}: {note}." for note, number in sorted(self.notes.items()))
+        return (*self.refusals, *self.findings.sentences(), *self._more(), *done)
 
     def _more(self) -> list[str]:
         said = [self.note] if self.note and self.lengths else []

@@ -33,8 +33,10 @@ from carrara.system import System
 __all__ = ["Component", "ROLES", "assemble", "load", "load_component", "read_component", "save_component"]
 
 ROLES = ("text", "generator", "decoder")
+_WORDS = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
 _FORMAT_VERSION = 1
 _COMPONENT, _MODEL, _WEIGHTS, _CARD = "component.json", "model.json", "weights.safetensors", "README.md"
+_SYSTEM = "system"  # where `carrara demo` and the commands that are suggested put a model, beside its parts
 
 
 class Component(NamedTuple):
@@ -102,9 +104,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def read_component(folder: Path, role: str | None = None) -> Component:
     """A component's description, its files checked for presence and size; StorageError or RecipeError if not right."""
     if not (folder / _COMPONENT).is_file():
-        what = "is a whole model; name one of its parts" if (folder / _MODEL).is_file() else "has no component.json"
-        unfinished = " (its training has not finished)" if (folder / "checkpoints").is_dir() else ""
-        raise StorageError(f"{folder} {what}{unfinished}")
+        raise _no_component(folder, role)
     body = _read_json(folder / _COMPONENT)
     found, config, files = body.get("role"), body.get("config"), body.get("files")
     if found not in ROLES or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
@@ -123,6 +123,28 @@ def read_component(folder: Path, role: str | None = None) -> Component:
                 f"{path} has {path.stat().st_size} bytes instead of {expected}; it is damaged or cut off"
             )
     return Component(folder, found, config, files, body.get("facts") or {})
+
+
+def _no_component(folder: Path, role: str | None) -> CarraraError:
+    """Why a folder is no component, and what to give instead."""
+    if (folder / _MODEL).is_file():
+        part = f"its {_WORDS[role]} is {folder / role}" if role else "name one of its parts"
+        return RecipeError(f"{folder} is a whole model; {part}")
+    if (folder / "checkpoints").is_dir():
+        return StorageError(
+            f"{folder} has no component.json: its training has not finished; "
+            "the same `carrara train` command goes on with it"
+        )
+    return _absent(folder, "component.json")
+
+
+def _absent(folder: Path, name: str, advice: str = "") -> StorageError:
+    """For a folder that is not there, holds a model one level down, or lacks the file of that name."""
+    if not folder.exists():
+        return StorageError(f"{folder} does not exist")
+    if (folder / _SYSTEM / _MODEL).is_file():
+        return StorageError(f"{folder} has no {name}; the model is in {folder / _SYSTEM}")
+    return StorageError(f"{folder} has no {name}{advice}")
 
 
 _FILLS = frozenset({Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_})
@@ -181,10 +203,13 @@ def assemble(folder: Path, *, generator: Path, text: Path | None = None, decoder
     `text` and `decoder` may be left out for a generator that was trained without them: its own folder has them then.
     """
     generator = Path(generator)
+    read_component(generator, "generator")  # what is said below is true of a trained generator
     sources = {"text": text or generator / "text", "generator": generator, "decoder": decoder or generator / "decoder"}
     for role, given in (("text", text), ("decoder", decoder)):
         if given is None and not (sources[role] / _COMPONENT).is_file():
-            raise RecipeError(f"{generator} was trained with a {role} of its own folder; name it with --{role}")
+            raise RecipeError(
+                f"{generator} was trained with a {_WORDS[role]} that has a folder of its own; name it with --{role}"
+            )
     system = System(**{role: load_component(path, role, verify=True) for role, path in sources.items()})
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
         raise StorageError(f"{folder} exists and is no model folder; choose another")
@@ -208,12 +233,10 @@ def load(path: str | Path) -> System:
     """
     folder = Path(path)
     if not (folder / _MODEL).is_file():
-        if not folder.exists():
-            raise StorageError(f"{folder} does not exist")
         if (folder / _COMPONENT).is_file():
             role = read_component(folder).role
             raise RecipeError(f"{folder} is a single {role}; put a system together with `carrara assemble`")
-        raise StorageError(f"{folder} has no model.json; a model folder is made by `carrara assemble`")
+        raise _absent(folder, _MODEL, "; a model folder is made by `carrara assemble`")
     body = _read_json(folder / _MODEL)
     parts = {}
     for role in ROLES:

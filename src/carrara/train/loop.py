@@ -212,7 +212,7 @@ class _Run:
                 measured = train_step(self.state, to_device(batch, self.state.device), self.world)
             except NonFiniteError as error:
                 self.event("nonfinite", samples=samples_hash(batch), reason=str(error))
-                raise
+                raise NonFiniteError(f"{error}. The checkpoint of step {self.saved_step} is untouched") from error
             self._record(batch, measured, time.monotonic() - before)
             last = self.state.step == training.steps
             if last or _due(self.state.step, training.validate_every):

@@ -211,7 +211,7 @@ def _choose(
         except NonFiniteError as error:
             failed = error
     if not found:
-        raise failed or RecipeError("no precision could be measured")
+        raise NonFiniteError(f"{failed}. This was a trial before the run, of which nothing is kept") from failed
     state.precision = min(found, key=lambda precision: min(found[precision]))
     times = found[state.precision]
     return statistics.median(times[len(times) // 2 :])

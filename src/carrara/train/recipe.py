@@ -34,6 +34,7 @@ from carrara.train.checkpoint import checkpoints
 from carrara.train.log import Event
 from carrara.train.loop import Outcome, fit
 from carrara.train.parallel import world
+from carrara.train.precision import Precision
 from carrara.train.preflight import Preflight, measure_step_seconds, preflight
 from carrara.train.settings import Training
 from carrara.train.tasks import PartTask, TaskRecipe
@@ -69,9 +70,16 @@ class Recipe:
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     """The recipe of a TOML file with `--set` overrides; RecipeError lists every problem with file, line and path."""
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder; give a recipe, a TOML file, which `carrara init FOLDER` writes")
     if not path.is_file():
         raise RecipeError(f"{path} does not exist; `carrara init FOLDER` writes a recipe")
-    table, text = config.read_toml(path)
+    try:
+        table, text = config.read_toml(path)
+    except RecipeError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise RecipeError(f"{path} is no TOML file; `carrara init FOLDER` writes a recipe") from error
+        raise
     table = config.override(table, settings)
     try:
         return config.build(Recipe, table, kinds())
@@ -227,8 +235,17 @@ class Run:
         write_recipe(self.folder / _RESOLVED, self.recipe, "The recipe of this run, with everything resolved.")
 
     def preflight(self) -> Preflight:
-        """One step, one sample, one save, measured; nothing is begun."""
-        return preflight(self.task, self.loader, self.recipe.train, self.folder, device=self.device)
+        """One step, one sample, one save, measured; nothing is begun. The recipe then names the precision."""
+        found = preflight(self.task, self.loader, self.recipe.train, self.folder, device=self.device)
+        self._settle(found.precision)
+        return found
+
+    def _settle(self, precision: Precision) -> None:
+        """The recipe and the facts with the precision that "auto" came to."""
+        self.recipe = dataclasses.replace(
+            self.recipe, train=dataclasses.replace(self.recipe.train, precision=precision)
+        )
+        self.task.facts |= self._facts()
 
     def train(
         self, *, progress: bool = True, on_event: Callable[[Event], None] | None = None, rehearsal: bool = True
@@ -238,6 +255,10 @@ class Run:
         self.resolve()
 
         def noting(event: Event) -> None:
+            if event["event"] in ("start", "resume"):
+                self._settle(event["precision"])
+            if event["event"] == "start":
+                self._write()
             if event["event"] == "validate":
                 self.task.facts["figures"] = dict(event["figures"])  # goes into the component, and its card
             if on_event:

@@ -119,8 +119,7 @@ def _refuse(state: State, phase: Phase, loss: float, parts: dict[str, float]) ->
     if not (bad_parts or bad_weights or bad_grads) and math.isfinite(loss):
         said += ["the gradients are together too long for a float32"]
     raise NonFiniteError(
-        "; ".join(said) + ". No step was taken and the last checkpoint is untouched. "
-        "Lower `learning_rate`, clip gradients, or train in float32"
+        "; ".join(said) + ". This step was not taken. Lower `learning_rate`, clip gradients, or train in float32"
     )
 
 

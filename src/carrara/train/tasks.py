@@ -26,7 +26,7 @@ from carrara.diffusion.loss import DenoisingLoss, Objective, parts
 from carrara.diffusion.parameterization import Flow, Level, Parameterization, ScaledTime
 from carrara.diffusion.process import Process
 from carrara.diffusion.schedule import Linear, Schedule
-from carrara.errors import RecipeError
+from carrara.errors import RecipeError, StorageError
 from carrara.evaluate.card import card
 from carrara.rng import Rng, permutation
 from carrara.run import finish
@@ -341,18 +341,28 @@ class DiffusionRecipe(TaskRecipe):
             if not pictures.classes:
                 raise RecipeError('task.text: "labels" needs pictures in class folders; none were found')
             return Labels(pictures.classes).to(device)
-        return load_component(self.text, "text").to(device)
+        return _trained(self.text, "text").to(device)
 
     def _decoder(self, pictures: Pictures, device: torch.device) -> Decoder:
         if self.decoder == "pixels":
             return Pixels(channels=pictures.channels, size=pictures.size, depth=_depth(pictures))
-        decoder = load_component(self.decoder, "decoder").to(device)
+        decoder = _trained(self.decoder, "decoder").to(device)
         if decoder.pictures.shape != (pictures.channels, *pictures.size):
             raise RecipeError(
                 f"task.decoder: {self.decoder} makes pictures of {decoder.pictures.shape} (channels, height, width); "
                 f"the data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
             )
         return decoder
+
+
+def _trained(folder: str, role: str) -> Any:
+    """The part of a folder that a recipe names; StorageError says how to train one that is not there."""
+    path = Path(folder)
+    if not any((path / name).exists() for name in ("component.json", "model.json")):
+        recipe = path.with_name(f"{path.name}.toml")
+        train = f"train it first: carrara train {recipe}" if recipe.is_file() else "name the folder of a trained one"
+        raise StorageError(f"task.{role}: {folder} is not a trained part; {train}")
+    return load_component(path, role)
 
 
 def _check_levels(objective: Objective, decoder: Decoder) -> None:
