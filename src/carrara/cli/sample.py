@@ -205,6 +205,14 @@ def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voi
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
+def _guided(settings: SamplingSettings | None) -> bool:
+    """Whether what was believed is another thing than the mean E[x | x_t] under the prompt."""
+    from carrara.diffusion.guidance import Contrast, Plain
+
+    guidance = settings.guidance if settings is not None else Plain()
+    return not (isinstance(guidance, Plain) or (isinstance(guidance, Contrast) and guidance.scale == 1))
+
+
 class _Job:
     """The pictures of one command, made batch by batch."""
 
@@ -280,7 +288,7 @@ class _Job:
             self._shown.append(frame.images[:room].detach().float().cpu())
 
     def _write_traces(self, wanted: Sequence[_Wanted], steps: Sequence[Step]) -> None:
-        """A strip for each picture: x_t above E[x | x_t], from noise to data, and their times as JSON."""
+        """A strip for each picture: x_t above what was believed, from noise to data, and their times as JSON."""
         import torch
 
         from carrara.evaluate.grid import fit_scale, png_bytes, sheet
@@ -306,7 +314,7 @@ class _Job:
                 "seed": picture.seed,
                 "settings": self.described,
                 "times": [step.t for step in steps],
-                "rows": ["x_t", "E[x | x_t]"],
+                "rows": ["x_t", "guided estimate" if _guided(self.settings) else "E[x | x_t]"],
             }
             write_file(path.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
             self.traced.append(path)

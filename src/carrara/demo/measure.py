@@ -29,7 +29,7 @@ from carrara.train.precision import autocast, candidates
 from carrara.train.recipe import choose_device, read_recipe
 from carrara.types import Step
 
-__all__ = ["Fidelity", "Levels", "Measured", "Reconstructions", "Shown", "Trace", "measure"]
+__all__ = ["Fidelity", "Levels", "Measured", "Noised", "Reconstructions", "Shown", "Trace", "measure"]
 
 _LEVELS = 8
 _SHOWN = 64  # prompts of the sample grid
@@ -38,12 +38,20 @@ _BATCH = 50  # pictures that are sampled at a time
 
 
 class Trace(NamedTuple):
-    """One sampling at some of its times: x_t and E[x | x_t], both decoded, and what came of it."""
+    """One sampling, guided, at some of its times: x_t, and E[x | x_t] under the prompt alone; both decoded."""
 
     prompt: str
     times: tuple[float, ...]
     noisy: Tensor  # (K, C, H, W)
     means: Tensor  # (K, C, H, W)
+
+
+class Noised(NamedTuple):
+    """A picture's latent noised to several times in one step each, decoded."""
+
+    name: str
+    times: tuple[float, ...]
+    noisy: Tensor  # (K, C, H, W)
 
 
 class Levels(NamedTuple):
@@ -60,8 +68,9 @@ class Shown(NamedTuple):
     prompts: list[str]
     heldout: list[bool]  # which of them were never trained on
     samples: Tensor  # (N, C, H, W)
+    scale: float  # of their guidance; 1 is none
     traces: list[Trace]
-    forward: tuple[tuple[float, ...], Tensor]  # times, and a picture noised to each
+    forward: list[Noised]  # the pictures of the traces' prompts
 
 
 class Fidelity(NamedTuple):
@@ -71,7 +80,8 @@ class Fidelity(NamedTuple):
     made: Tensor  # (N, C, H, W)
     nearest: Tensor  # (N, C, H, W)
     right: list[bool]
-    distances: list[float]  # in latents
+    distances: list[float]  # from what was made to the nearest training latent, root mean square per dimension
+    heldout: list[float]  # the same from the held-out pictures
 
 
 class Reconstructions(NamedTuple):
@@ -148,11 +158,11 @@ def measure(out: Path, *, seed: int) -> Measured:
         reconstructions, figures = _reconstructions(trained)
         figures |= _retrieval(trained, Path(recipe.data.folder), seen)
         compared, more = _fidelity(trained, references, z, seen)
-        figures |= more | {
-            "nearest_training_distance_heldout": _spread(nearest(trained.encode(reconstructions.originals), z), z)
-        }
+        apart = _spread(nearest(trained.encode(reconstructions.originals), z), z)
+        compared = compared._replace(heldout=apart.tolist())
+        figures |= more | {"nearest_training_distance_heldout": apart.mean().item()}
         figures |= _composition(trained, reconstructions.originals)
-        shown = _shown(trained, compared.asked, references[:1])
+        shown = _shown(trained, compared.asked)
         return Measured(figures, shown, compared, reconstructions, _levels(trained))
 
 
@@ -195,11 +205,11 @@ def _fidelity(trained: _Trained, references: Tensor, z: Tensor, seen: Tensor) ->
     captions = [trained.pictures.captions[i] for i in trained.pictures.train]
     by_latent, by_sight = nearest(trained.encode(made), z), nearest(trained.seen(made), seen)
     share, right = fidelity(asked, by_latent, captions)
-    nearby = references[by_latent.number.cpu()]
-    return Fidelity(asked, made, nearby, right, by_latent.distance.tolist()), {
+    nearby, apart = references[by_latent.number.cpu()], _spread(by_latent, z)
+    return Fidelity(asked, made, nearby, right, apart.tolist(), []), {
         "prompt_fidelity_top1": share,
         "prompt_fidelity_top1_contrastive": fidelity(asked, by_sight, captions)[0],
-        "nearest_training_distance": _spread(by_latent, z),
+        "nearest_training_distance": apart.mean().item(),
         "seconds_per_picture": each,
     }
 
@@ -215,23 +225,25 @@ def _composition(trained: _Trained, originals: Tensor) -> dict[str, float]:
     return {"composition_top1": share, "composition_chance": 1 / max(len(names), 1)}
 
 
-def _spread(found: Nearest, z: Tensor) -> float:
-    """The mean distance to the nearest training picture, in the latents' unit scale."""
-    return found.distance.mean().item() / z[0].numel() ** 0.5
+def _spread(found: Nearest, z: Tensor) -> Tensor:
+    """The distances (N,) to the nearest of z, root mean square per dimension."""
+    return found.distance / z[0].numel() ** 0.5
 
 
-def _shown(trained: _Trained, asked: Sequence[str], image: Tensor) -> Shown:
+def _shown(trained: _Trained, asked: Sequence[str]) -> Shown:
     """The grid's prompts: names that were trained on, then held-out names and combinations."""
     held = trained.captions(trained.pictures.heldout)
     composed = ["cat with heart eyes", "angry cat", "green apple with smiling face", "blue bird", "sleepy dog"]
     unseen = [*held[:11], *(prompt for prompt in composed if prompt not in asked)]
     prompts = [*asked[: _SHOWN - len(unseen)], *unseen]
+    followed = _remarkable(prompts)
     return Shown(
         prompts,
         [prompt in unseen for prompt in prompts],
         trained.sample(prompts),
-        [_trace(trained, prompt) for prompt in _remarkable(prompts)],
-        _forward(trained, image),
+        _scale(trained),
+        [_trace(trained, prompt) for prompt in followed],
+        [_forward(trained, prompt) for prompt in followed],
     )
 
 
@@ -240,22 +252,31 @@ def _remarkable(prompts: Sequence[str]) -> list[str]:
     return [*wanted, *prompts][:2]
 
 
+def _scale(trained: _Trained) -> float:
+    """Of the guidance with which the system samples unless told otherwise; 1 is none."""
+    return float(getattr(trained.system.generator.settings.guidance, "scale", 1.0))  # type: ignore[attr-defined]
+
+
 def _trace(trained: _Trained, prompt: str) -> Trace:
+    """A sampling as `generate` makes it. What guided it is no mean of anything: the means are asked for at its x_t."""
     frames: list[Frame] = list(trained.system.generate([prompt], seeds=[trained.seed]))
     steps: list[Step] = [frame.trace for frame in frames if frame.trace is not None]
     chosen = [steps[round(i * (len(steps) - 1) / (_LEVELS - 1))] for i in range(_LEVELS)]
     noisy = trained.decode(torch.cat([step.x for step in chosen]))
-    means = trained.decode(torch.cat([step.estimate.mean for step in chosen]))
+    denoiser = trained.system.generator.denoiser  # type: ignore[attr-defined]
+    condition = finish(trained.system.text.start([prompt]))
+    means = trained.decode(torch.cat([denoiser(step.x, float(step.t), condition).mean for step in chosen]))
     return Trace(prompt, tuple(float(step.t) for step in chosen), noisy, means)
 
 
-def _forward(trained: _Trained, image: Tensor) -> tuple[tuple[float, ...], Tensor]:
-    """One picture noised in one step at eight times: `Process.diffuse` in the generator's space, decoded."""
-    z = trained.encode(image)
+def _forward(trained: _Trained, name: str) -> Noised:
+    """A named picture noised in one step at eight times: `Process.diffuse` in the generator's space, decoded."""
+    names = trained.captions(range(len(trained.pictures.captions)))
+    z = trained.encode(trained.pictures.tensor([names.index(name)]))
     noise = Rng.seeds([trained.seed], "forward").normal_like(z)
     process = trained.system.generator.denoiser.process  # type: ignore[attr-defined]
     times = tuple(i / (_LEVELS - 1) for i in range(_LEVELS))
-    return times, trained.decode(torch.cat([process.diffuse(z, t, noise) for t in times]))
+    return Noised(name, times, trained.decode(torch.cat([process.diffuse(z, t, noise) for t in times])))
 
 
 def _levels(trained: _Trained) -> Levels:

@@ -116,18 +116,25 @@ def _page(out: Path, parts: Mapping[str, Part], measured: Measured, facts: Mappi
         ),
         KeyFigure("Time", f"{f['seconds_total'] / 60:.1f}", "min", "from pictures to this page"),
     )
-    report.heading("Samples", "Each from its prompt alone. Prompts with a star were never trained on.")
+    report.heading(
+        "Samples",
+        f"Each from its prompt alone, guided with scale {shown.scale:g}. Prompts with a star were never trained on.",
+    )
     starred = [
         f"{prompt}\u00a0*" if unseen else prompt for prompt, unseen in zip(shown.prompts, shown.heldout, strict=True)
     ]
     report.grid(shown.samples, starred, cell=112)
     report.heading(
-        "Forward, in one step", "A picture at eight times of the forward process: x_t = alpha_t x + sigma_t noise."
+        "Forward, in one step",
+        "Two pictures at eight times of the forward process, x_t = alpha_t x + sigma_t noise. The noise is put on the "
+        "latent; what is shown is the noisy latent, decoded.",
     )
-    times, noised = shown.forward
-    report.strip({"x_t": noised}, [f"t = {t:.2f}" for t in times])
+    for noised in shown.forward:
+        report.strip({"x_t": noised.noisy}, [f"t = {t:.2f}" for t in noised.times], title=noised.name)
     report.heading(
-        "Backward, the sculpture in the stone", "The noisy latent, and what the generator believes is in it."
+        "Backward, the sculpture in the stone",
+        f"The noisy latent on the way of a sampling that is guided with scale {shown.scale:g}, and what the generator "
+        "believes is in it: the mean under the prompt, without guidance. Both are shown decoded.",
     )
     for trace in shown.traces:
         report.strip(
@@ -201,8 +208,8 @@ def _fidelity(report: Report, found: Fidelity, f: Mapping[str, Any]) -> None:
     report.plot(
         Histogram(
             "Distance to the nearest training picture",
-            (Sample("generated", found.distances),),
-            Axis("distance in latent space"),
+            (Sample("generated", found.distances), Sample("held out", found.heldout)),
+            Axis("distance in latent space, root mean square per dimension"),
         )
     )
     wrong = [i for i, right in enumerate(found.right) if not right]
