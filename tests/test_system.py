@@ -238,6 +238,12 @@ def test_parts_that_do_not_fit_are_refused(system: System) -> None:
     with pytest.raises(RecipeError, match="text encoder"):
         System(Unconditional(), system.generator, system.decoder)
 
+    class Fewer(torch.nn.Module):
+        space = system.text.space._replace(vocabulary=7)
+
+    with pytest.raises(RecipeError, match=r"for a vocabulary of \d+ and this text encoder has one of 7;"):
+        System(Fewer(), system.generator, system.decoder)  # type: ignore[arg-type]
+
 
 @pytest.mark.parametrize(
     "prompts, seeds, says",

@@ -223,6 +223,7 @@ def test_show(project: Path) -> None:
     for words in (*heads, "pictures of pics", "psnr_db", "Every file is as it was saved."):
         assert words in said
     facts = json.loads(done("show", SYSTEM, "--json", cwd=project).out)
+    assert facts["verified"] is None  # nothing was compared
     text, generator, decoder = facts["parts"]
     assert generator["spaces"]["reads"] == text["spaces"]["space"]
     assert generator["spaces"]["space"] == decoder["spaces"]["space"]

@@ -147,6 +147,13 @@ def test_html_stands_alone_and_reads_well(tmp_path: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in Tags(page).seen if tag == "img")
 
 
+def test_what_was_done_to_pictures_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "plain.png", 1)
+    Image.new("CMYK", (40, 40), (10, 80, 30, 0)).save(tmp_path / "cmyk.jpg")
+    said = checked(tmp_path).sentences()
+    assert "1 picture: CMYK without a profile, converted plainly." in said
+
+
 def test_tokens_and_recipe(tmp_path: Path) -> None:
     write(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("four letter words only")

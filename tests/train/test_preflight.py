@@ -217,7 +217,7 @@ def test_a_precision_that_gives_no_finite_loss_is_not_chosen(monkeypatch: pytest
     task.poison = lambda batch: float("nan") if torch.is_autocast_enabled("cpu") else 1.0
     assert measure_step_seconds(task, ToyLoader(), settings(precision="auto")).precision == "float32"
     task.poison = lambda batch: float("nan")
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match="This was a trial before the run, of which nothing is kept"):
         measure_step_seconds(task, ToyLoader(), settings(precision="auto"))
 
 
