@@ -220,8 +220,8 @@ EXHIBITS = (
         name="seed-zero-is-none",
         bug=34,
         file="system.py",
-        text="            tuple(int(seed) for seed in seeds),\n",
-        replacement=("            tuple(int(seed) if seed else int(torch.randint(2**31, ())) for seed in seeds),\n"),
+        text="            tuple(seeds),\n",
+        replacement=("            tuple(seed or int(torch.randint(2**31, ())) for seed in seeds),\n"),
         tests=("tests/test_system.py::test_seed_zero_is_a_seed_and_two_seeds_differ",),
     ),
 )
