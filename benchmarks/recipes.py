@@ -24,7 +24,7 @@ __all__ = ["main", "measure"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PICTURES = ROOT / "docs" / "data" / "results", ROOT / "docs" / "images"
-TERMS, SOME, ALL_TERMS = 20, 10_000, 256  # terms a picture for this many pictures; all terms for so many
+TERMS, ALL_TERMS = 20, 256  # terms a picture; all terms for so many pictures
 ODE = 64  # pictures
 GRID = 40  # pictures of the grid
 
@@ -35,7 +35,7 @@ def carrara(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def measure(name: str, data: Path, out: Path) -> dict[str, Any]:
+def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
     """Trains a recipe, measures it, and returns what docs/results.md shows of it."""
     from carrara.train.recipe import read_recipe
 
@@ -46,7 +46,7 @@ def measure(name: str, data: Path, out: Path) -> dict[str, Any]:
     if not model.exists():
         carrara("assemble", model, "--generator", run)
     found = {
-        "bound": _likelihood(model, pictures, out / f"{name}-bound", "--bound", "--terms", TERMS, "--n", SOME),
+        "bound": _likelihood(model, pictures, out / f"{name}-bound", "--bound", "--terms", TERMS, "--n", count),
         "bound_all_terms": _likelihood(
             model, pictures, out / f"{name}-all", "--bound", "--terms", 1000, "--n", ALL_TERMS
         ),
@@ -88,10 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="a recipe of recipes/, without .toml")
     parser.add_argument("--data", type=Path, default=Path("data"), help="holds the folders that recipes name")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="for run folders, models and samples")
+    parser.add_argument("--n", type=int, default=10_000, help="test pictures for the bound by 20 terms a picture")
     given = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in given.names:
-        found = measure(name, given.data, given.out)
+        found = measure(name, given.data, given.out, given.n)
         _grid(Path(found.pop("samples"))).save(PICTURES / f"results-{name}.png")
         (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(found["likelihood"]["bound"])[:400])

@@ -70,7 +70,7 @@ def test_strength(project: Path, files: Path, tmp_path: Path) -> None:
     assert facts["settings"]["image"] == "picture.png"
     with Image.open(facts["pictures"][0]["path"]) as image:
         assert image.size == (40, 40)
-        assert json.loads(image.text["carrara"])["settings"]["image"] == "picture.png"  # type: ignore[attr-defined]
+        assert json.loads(image.info["carrara"])["settings"]["image"] == "picture.png"
     done(*words, "--out", tmp_path / "plain", cwd=project)
     said = done(*words, *begun, "--strength", 1, "--out", tmp_path / "whole", cwd=project)
     assert "warning: --image has no effect with --strength 1" in said.err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ from carrara.cli import ending, main
 from .conftest import run, tiny
 
 
-def start(*words: object, cwd: Path, **more: object) -> subprocess.Popen[str]:
+def start(*words: object, cwd: Path, **more: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "carrara", *map(str, words)]
-    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
 
 def test_an_interrupted_training_goes_on_with_the_same_command(project: Path, tmp_path: Path) -> None:

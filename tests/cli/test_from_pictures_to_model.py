@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from carrara.train.presets import usual_size
 from carrara.train.recipe import read_recipe
+from carrara.train.tasks import ContrastiveRecipe
 
 from .conftest import done, draw, run, tiny
 
@@ -78,7 +80,9 @@ def test_data_check_prepares_as_init_would(tmp_path: Path) -> None:
     recipe = read_recipe(tmp_path / "carrara-few" / "generator.toml")
     for name in ("size", "channels", "depth", "heldout"):
         assert facts["settings"][name] == getattr(recipe.data, name)
-    length = read_recipe(tmp_path / "carrara-few" / "text.toml").task.length  # type: ignore[attr-defined]
+    text = read_recipe(tmp_path / "carrara-few" / "text.toml").task
+    assert isinstance(text, ContrastiveRecipe)
+    length = text.length
     assert facts["captions"]["limit"] == length - 2
     assert f"reads {length} tokens" in facts["captions"]["note"]
 
@@ -154,7 +158,7 @@ def test_sample(project: Path, tmp_path: Path) -> None:
     assert Path(facts["sheet"]).is_file()
     with Image.open(tmp_path / names[2]) as image:
         assert image.size == (40, 40)
-        about = json.loads(image.text["carrara"])  # type: ignore[attr-defined]
+        about = json.loads(image.info["carrara"])
     assert (about["prompt"], about["seed"]) == ("a blue square", 9)
     assert about["settings"]["times"] == {"kind": "uniform", "steps": 3, "shift": 1.0}
     assert set(about["components"]) == {"text", "generator", "decoder"}
@@ -179,7 +183,7 @@ def test_sampling_again_overwrites_nothing(project: Path, tmp_path: Path) -> Non
         "sheet-0000.png", "sheet-0002.png",
     ]  # fmt: skip
     with Image.open(tmp_path / "0000-x-seed0.png") as image:
-        assert "carrara" not in image.text  # type: ignore[attr-defined]
+        assert "carrara" not in image.info
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp-2m", "heun"])
@@ -294,11 +298,9 @@ def test_doctor(project: Path) -> None:
 
 
 def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from carrara.cli import doctor
-
-    find = doctor.importlib.util.find_spec  # type: ignore[attr-defined]
+    find = importlib.util.find_spec
     absent = {"tensorboard", "tifffile"}
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name in absent else find(name))  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CARRARA_CACHE", str(tmp_path / "file" / "cache"))
     said = done("doctor").out

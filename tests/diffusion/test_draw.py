@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,8 +132,8 @@ class TestImportance:
 
     process = Process(LinearBetas(steps=4, first=0.1, last=0.3))
 
-    def told(self, losses: dict[int, list[float]], **settings: float) -> Importance:
-        draw = Importance(steps=4, history=3, **settings)  # type: ignore[arg-type]
+    def told(self, losses: dict[int, list[float]], **settings: Any) -> Importance:
+        draw = Importance(steps=4, history=3, **settings)
         number = 0
         for step, values in losses.items():
             for value in values:
@@ -192,7 +194,12 @@ class TestImportance:
         part(first, slice(0, 12))
         part(second, slice(12, 24))
         others: list[Tensor] = []
-        second.commit(lambda mine: others.append(mine) or mine)  # type: ignore[func-returns-value]
+
+        def overheard(mine: Tensor) -> Tensor:
+            others.append(mine)
+            return mine
+
+        second.commit(overheard)
         first.commit(lambda mine: torch.cat([others[0], mine]))
         for draw in (micro, first):
             assert torch.equal(draw.losses, whole.losses) and torch.equal(draw.counts, whole.counts)
@@ -225,6 +232,6 @@ class TestImportance:
         lambda: Importance(steps=7)(Process(LinearBetas()), Rng.samples(0, range(2))),
     ],
 )
-def test_refused(wrong: object) -> None:
+def test_refused(wrong: Callable[[], object]) -> None:
     with pytest.raises(ValueError):
-        wrong()  # type: ignore[operator]
+        wrong()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -232,6 +233,6 @@ def test_loss_floors() -> None:
         lambda: Uncertainty(waves=1),
     ],
 )
-def test_refused(wrong: object) -> None:
+def test_refused(wrong: Callable[[], object]) -> None:
     with pytest.raises(ValueError):
-        wrong()  # type: ignore[operator]
+        wrong()
