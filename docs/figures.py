@@ -1,13 +1,13 @@
-"""The figures of docs/why.md and docs/choosing.md: pictures, tables and numbers come from docs/data/*.json alone.
+"""The figures of why.md, choosing.md and results.md: pictures, tables and numbers come from docs/data/*.json alone.
 
     python docs/figures.py            draws docs/images/*.svg and fills the pages from the data
     python docs/figures.py --why      runs examples first, at full size: docs/data/why.json (five minutes)
     python docs/figures.py --target   the same for docs/data/target.json (ten minutes)
 
-docs/choosing.md says which commands made the data of samplers. A page holds <!--NAME.PATH FORMAT-->number<!--/--> for a
-number, <!--error CASE SAMPLER GRID BUDGET-->number<!--/--> for the error of a sampler, and <!--table NAME-->,
-<!--/table--> around a table; what stands between is replaced. tests/test_docs.py checks
-that the pages and pictures are those of the data.
+docs/choosing.md says which commands made the data of samplers; `python -m benchmarks.recipes NAME` makes that of
+recipes in docs/data/results. A page holds <!--NAME.PATH FORMAT-->number<!--/--> for a number, <!--error CASE SAMPLER
+GRID BUDGET-->number<!--/--> for the error of a sampler, and <!--table NAME-->, <!--/table--> around a table; what
+stands between is replaced. tests/test_docs.py checks that the pages and pictures are those of the data.
 """
 
 from __future__ import annotations
@@ -228,6 +228,21 @@ def target_table() -> tuple[Sequence[str], Rows]:
     return ("what F is", "weight", "KL(data ‖ model)", "of three trainings"), rows
 
 
+def results_table() -> tuple[Sequence[str], Rows]:
+    """Every recipe that was run: what it cost, and bits a dimension of test pictures with their standard errors."""
+    header = ("recipe", "steps", "seconds", "bound", "prior, reconstruction", "all terms", "ODE", "ODE, uniform")
+    rows = []
+    for path in sorted((DOCS / "data" / "results").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        done, measured = found["training"]["done"], found["likelihood"]
+        figures = measured["bound"]["bound"], measured["bound_all_terms"]["bound"], measured["ode"]["ode"]
+        figures += (measured["ode_uniform"]["ode"],)
+        ends = ", ".join(number(figures[0]["parts"][name], 2) for name in ("prior", "reconstruction"))
+        cells = [f"{each['bits_per_dim']:.3f} ± {each['std_error']:.3f}" for each in figures]
+        rows.append([found["name"], done["step"], round(done["seconds"]), cells[0], ends, *cells[1:]])
+    return header, rows
+
+
 TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
     "why-bound": bound_table,
     "why-training": training_table,
@@ -241,6 +256,7 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
     "choosing-distance": distances_table,
     "choosing-model": model_table,
     "choosing-target": target_table,
+    "results-recipes": results_table,
 }
 
 
@@ -286,10 +302,13 @@ def _error(case: str, sampler: str, grid: str, budget: str) -> str:
     return number(error, 2)
 
 
+PAGES = (DOCS / "why.md", DOCS / "choosing.md", DOCS / "results.md")
+
+
 def made() -> dict[Path, str]:
     """Every picture and page as the data says it is."""
     pictures = {DOCS / "images" / f"{name}.svg": drawn(chart) for name, chart in [*why_charts(), *choosing_charts()]}
-    pages = {path: filled(path.read_text(encoding="utf-8")) for path in (DOCS / "why.md", DOCS / "choosing.md")}
+    pages = {path: filled(path.read_text(encoding="utf-8")) for path in PAGES}
     return {**pictures, **pages}
 
 

@@ -27,7 +27,7 @@ from carrara.diffusion import (
     dopri,
     total_coordinate,
 )
-from carrara.diffusion.adaptive import _ERROR, _NODES, _STAGES
+from carrara.diffusion.dormand_prince import ERROR, NODES, STAGES
 from carrara.oracle import Mixture
 from carrara.types import Estimate, Query
 from oracle.test_orders import HIGH, LOW, START, denoised, reference
@@ -48,12 +48,12 @@ def names(value: object) -> str:
 
 def test_order_conditions() -> None:
     """sum b_i Phi_i(tree) = 1 / gamma(tree) for every rooted tree: to order 5, and to order 4 for the other weights."""
-    c = [Fraction(node).limit_denominator(100) for node in _NODES]
-    a = [[Fraction(value).limit_denominator(100_000) for value in stage] for stage in _STAGES]
+    c = [Fraction(node).limit_denominator(100) for node in NODES]
+    a = [[Fraction(value).limit_denominator(100_000) for value in stage] for stage in STAGES]
     for row, node in zip(a, c, strict=True):
         assert sum(row) == node
     full = [*a[6], Fraction(0)]
-    lower = [b - Fraction(e).limit_denominator(1_000_000) for b, e in zip(full, _ERROR, strict=True)]
+    lower = [b - Fraction(e).limit_denominator(1_000_000) for b, e in zip(full, ERROR, strict=True)]
 
     def through(values: Sequence[Fraction]) -> list[Fraction]:
         return [sum((w * v for w, v in zip(row, values, strict=False)), Fraction(0)) for row in a]

@@ -24,13 +24,14 @@ from carrara.diffusion import (
     Linear,
     LinearBetas,
     LogSigma,
+    NormalNoise,
     Process,
     Rademacher,
     ScaledLinearBetas,
     ScaledTime,
+    UniformNoise,
     V,
     VarianceExploding,
-    dequantise,
     ode_log_prob,
 )
 from carrara.diffusion.ode_likelihood import Probes
@@ -189,12 +190,54 @@ def test_uniform_data_has_all_its_bits(levels: int) -> None:
     process = Process(VarianceExploding(2000.0))  # the prior is right to 1e-7
     x = torch.randint(1, levels - 1, (8, 2), generator=torch.Generator().manual_seed(0)) / ((levels - 1) / 2) - 1.0
     denoiser = _Uniform(process, 1 + 1 / (levels - 1))
-    continuous = dequantise(x.double(), Rng.seeds(range(8)), levels)
-    assert ((continuous - x).abs() <= 1 / (levels - 1)).all()
+    data = UniformNoise()(process, x.double(), Rng.seeds(range(8)), levels)
+    assert ((data.x - x).abs() <= 1 / (levels - 1)).all()
     end = process.schedule.time(2 * math.log(60 * (levels - 1) / 2))
-    found = ode_log_prob(denoiser, continuous, rng=Rng.seeds(range(8)), probes=EveryAxis(), tolerance=1e-6, end=end)
-    bits = found.bits_per_dim(levels)
+    found = ode_log_prob(denoiser, data.x, rng=Rng.seeds(range(8)), probes=EveryAxis(), tolerance=1e-6, end=end)
+    bits = found.bits_per_dim(data.cost)
     torch.testing.assert_close(bits, torch.full_like(bits, math.log2(levels)), rtol=0, atol=5e-5)
+
+
+class _Levels:
+    """E[x | x_t] of values that are on any of some levels, with equal probability."""
+
+    def __init__(self, process: Process, levels: Tensor) -> None:
+        self.process, self.levels = process, levels
+
+    def __call__(self, x_t: Tensor, t: Any, condition: Condition) -> Estimate:
+        alpha, sigma = (value.view(-1, 1, 1) for value in self.process.schedule(t))
+        shares = torch.softmax(-((x_t[..., None] - alpha * self.levels) ** 2) / (2 * sigma**2), -1)
+        return Estimate((shares * self.levels).sum(-1))
+
+
+@pytest.mark.parametrize("levels", [4, 256])
+def test_normal_noise_costs_nothing(levels: int) -> None:
+    """p(x + u) P(x | x + u) = P(x) q(u | x) for every draw: discrete data has its exact bits, row by row."""
+    process = Process(VarianceExploding(2000.0))
+    values = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    x = values[torch.randint(levels, (8, 2), generator=torch.Generator().manual_seed(0))]
+    data = NormalNoise()(process, x, Rng.seeds(range(8)), levels)
+    denoiser = _Levels(process, values)
+    found = ode_log_prob(denoiser, data.x, rng=Rng.seeds(range(8)), probes=EveryAxis(), tolerance=1e-6, end=data.end)
+    bits = found.bits_per_dim(data.cost)
+    torch.testing.assert_close(bits, torch.full_like(bits, math.log2(levels)), rtol=0, atol=5e-5)
+
+
+def test_uniform_noise_costs_a_quarter_of_a_bit_where_data_stands_still() -> None:
+    """One value alone is N(x, 1/12 bin^2) to the flow at its end: 0.2546 bits on average, and known row by row."""
+    process, x, width = Process(VarianceExploding(2000.0)), torch.zeros(4096, 1, dtype=torch.float64), 2 / 254
+    data = UniformNoise()(process, x, Rng.seeds(range(4096)), levels=255)
+    found = ode_log_prob(
+        _Levels(process, torch.zeros(1, dtype=torch.float64)),
+        data.x,
+        rng=Rng.seeds(range(4096)),
+        probes=EveryAxis(),
+        tolerance=1e-8,
+        end=data.end,
+    )
+    known = 6 * (data.x[:, 0] / width) ** 2 / math.log(2) + math.log2(math.sqrt(2 * math.pi / 12))
+    torch.testing.assert_close(found.bits_per_dim(data.cost), known, rtol=0, atol=5e-5)
+    assert known.mean().item() == pytest.approx(math.log2(2 * math.pi * math.e / 12) / 2, abs=0.05)
 
 
 def test_single_precision_and_networks() -> None:
@@ -228,7 +271,9 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="tolerance = 0"):
         ode_log_prob(denoiser, x, rng=ROWS, tolerance=0.0)
     with pytest.raises(ValueError, match="between levels"):
-        dequantise(x, ROWS)
+        UniformNoise()(process, x, ROWS)
+    with pytest.raises(ValueError, match="between levels"):
+        NormalNoise()(process, x, ROWS)
     broken = lambda x_t, t, condition: Estimate(x_t * math.nan)
     broken.process = process
     with pytest.raises(NonFiniteError, match="not finite"):

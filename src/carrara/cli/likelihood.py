@@ -16,7 +16,7 @@ from carrara.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from carrara.data import DataSettings, Pictures
-    from carrara.evaluate.likelihood import BoundMeasure, Measure, Row, Subject
+    from carrara.evaluate.likelihood import BoundMeasure, Measure, OdeMeasure, Row, Subject
     from carrara.system import System
 
 __all__ = ["likelihood"]
@@ -47,6 +47,9 @@ def likelihood(
         Literal["posterior", "transition", "learned"] | None,
         typer.Option(help="Of the bound's strides.  [default: learned, else the sampler's, else posterior]"),
     ] = None,
+    dequantise: Annotated[
+        Literal["normal", "uniform"], typer.Option(help="The noise that fills grey levels for --ode.")
+    ] = "normal",
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Do not tell the model captions or classes.")
     ] = False,
@@ -95,7 +98,7 @@ def likelihood(
     }
     found: dict[str, Sequence[Row]] = {}
     measures: dict[str, tuple[Measure, int]] = {"bound": (bounded, n or _BOUND)} if bounded else {}
-    measures |= {"ode": (OdeMeasure(), n or _ODE)} if ode else {}
+    measures |= {"ode": (_ode_measure(dequantise), n or _ODE)} if ode else {}
     for name, (measure, count) in measures.items():
         header = {**subject.identity, **measure.settings, "seed": seed}
         ledger = Ledger(out / f"{name}.jsonl", header)
@@ -201,19 +204,23 @@ def _bound_measure(system: System, terms: int, steps: int | None, variance: str 
     return BoundMeasure(_grid(generator, steps), terms, measure.variance)
 
 
+def _ode_measure(dequantisation: str) -> OdeMeasure:
+    from carrara.diffusion.dequantise import NormalNoise, UniformNoise
+    from carrara.evaluate.likelihood import OdeMeasure
+
+    return OdeMeasure(dequantisation=NormalNoise() if dequantisation == "normal" else UniformNoise())
+
+
 def _grid(generator: Any, steps: int) -> tuple[float, ...]:
     """`steps` strides: of a table's entries, else as the generator is sampled."""
-    import functools
-
-    from carrara.config import parameters
+    from carrara.cli.sampling import with_steps
     from carrara.diffusion.schedule import Tabulated
     from carrara.diffusion.times import uniform
 
-    schedule, grid = generator.denoiser.process.schedule, generator.settings.times
-    function = getattr(grid, "func", grid)
-    if isinstance(schedule, Tabulated) or "steps" not in parameters(function):
+    schedule, grid = generator.denoiser.process.schedule, with_steps(generator.settings.times, steps)
+    if isinstance(schedule, Tabulated) or grid is None:
         return tuple(uniform(schedule, steps=steps))
-    return tuple(functools.partial(function, **{**getattr(grid, "keywords", {}), "steps": steps})(schedule))
+    return tuple(grid(schedule))
 
 
 def _say_condition(subject: Subject, unconditional: bool, voice: Voice) -> None:

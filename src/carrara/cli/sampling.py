@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from carrara.diffusion.generator import SamplingSettings
     from carrara.system import System
 
-__all__ = ["editing_settings", "sampling_settings"]
+__all__ = ["editing_settings", "sampling_settings", "with_steps"]
 
 
 def sampling_settings(
@@ -76,14 +77,24 @@ def _sampler(name: str) -> Any:
 
 
 def _times(times: Any, steps: int, voice: Voice) -> Any:
-    from carrara.config import parameters
     from carrara.diffusion.times import uniform
 
-    function = getattr(times, "func", times)
-    if "steps" in parameters(function):
-        return functools.partial(function, **{**getattr(times, "keywords", {}), "steps": steps})
-    voice.say(f"The model's own times ({function.__name__}) have a fixed number; {steps} uniform steps instead.")
+    if (found := with_steps(times, steps)) is not None:
+        return found
+    name = getattr(times, "func", times).__name__
+    voice.say(f"The model's own times ({name}) have a fixed number; {steps} uniform steps instead.")
     return functools.partial(uniform, steps=steps)
+
+
+def with_steps(grid: Any, steps: int) -> Any:
+    """The grid with another number of steps, inside of whatever moves it; None when its number is fixed."""
+    function, given = getattr(grid, "func", grid), getattr(grid, "keywords", {})
+    takes = inspect.signature(function).parameters
+    if "steps" in takes:
+        return functools.partial(function, **{**given, "steps": steps})
+    if "inner" not in takes or (inner := with_steps(given.get("inner", takes["inner"].default), steps)) is None:
+        return None
+    return functools.partial(function, **{**given, "inner": inner})
 
 
 def _guided(guidance: Any, scale: float) -> Any:

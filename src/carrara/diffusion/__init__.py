@@ -8,6 +8,7 @@ from carrara.diffusion.adaptive import dopri
 from carrara.diffusion.bound import BoundLoss, ContinuousBoundLoss, HybridLoss, LeastVariance
 from carrara.diffusion.classifier import Classifier
 from carrara.diffusion.denoiser import Denoiser, Prediction
+from carrara.diffusion.dequantise import Dequantisation, Dequantised, NormalNoise, UniformNoise
 from carrara.diffusion.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, dpmpp_3m_sde, dpmpp_sde
 from carrara.diffusion.draw import (
     Importance,
@@ -42,7 +43,6 @@ from carrara.diffusion.ode_likelihood import (
     OdeLikelihood,
     Probes,
     Rademacher,
-    dequantise,
     ode_log_prob,
 )
 from carrara.diffusion.parameterization import X0, Epsilon, Flow, IntegerStep, Karras, LogSigma, ScaledTime, V
@@ -115,6 +115,8 @@ __all__ = [
     "CosineBetas",
     "Denoiser",
     "DenoisingLoss",
+    "Dequantisation",
+    "Dequantised",
     "DiffusionGenerator",
     "EDMWeight",
     "Editing",
@@ -141,6 +143,7 @@ __all__ = [
     "LowDiscrepancy",
     "MinSNR",
     "Mode",
+    "NormalNoise",
     "Objective",
     "OdeLikelihood",
     "P2",
@@ -168,6 +171,7 @@ __all__ = [
     "TruncatedSNR",
     "Uncertainty",
     "Uniform",
+    "UniformNoise",
     "Unit",
     "V",
     "VarianceExploding",
@@ -182,7 +186,6 @@ __all__ = [
     "bh2",
     "continuous_bound",
     "ddim",
-    "dequantise",
     "discretised_log_prob",
     "dopri",
     "dpmpp_2m",

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from carrara.diffusion.dormand_prince import ERROR, NODES, STAGES
 from carrara.diffusion.process import Process
 from carrara.diffusion.quadrature import combined
 from carrara.diffusion.sampler import Coordinate, Path, stride
@@ -26,19 +27,6 @@ from carrara.rng import Rng
 from carrara.types import Estimate, Query, Sampling
 
 __all__ = ["dopri"]
-
-# Dormand & Prince's table: where the stages are, what leads to each, and the difference of the two orders.
-_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),  # of order 5: the end of the step
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
 class _Control(NamedTuple):
@@ -115,13 +103,13 @@ def _row(path: Path, y: Tensor, slope: Tensor, times: tuple[float, float, float]
         arrives = u + h <= u_last * (1 + 1e-12)
         h = u_last - u if arrives else h
         slopes, ahead = [slope], y
-        for node, stage in zip(_NODES[1:], _STAGES[1:], strict=True):
+        for node, stage in zip(NODES[1:], STAGES[1:], strict=True):
             at = last if arrives and node == 1 else path.time(u + node * h)
             ahead = y + h * combined(stage, slopes)
             slopes.append((yield from path.slope(path.at(at)[0] * ahead, at, inner=True))[1])
         asked += 6
         scale = control.atol + control.rtol * torch.maximum(y.abs(), ahead.abs())
-        error = (h * combined(_ERROR, slopes) / scale).double().square().mean().sqrt().item()
+        error = (h * combined(ERROR, slopes) / scale).double().square().mean().sqrt().item()
         if error <= 1:
             if arrives:
                 return c_last * ahead

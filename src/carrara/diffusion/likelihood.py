@@ -257,7 +257,7 @@ def continuous_bound(
         steps.append(like((alpha / sigma) ** 2, error) * error * (x[0].numel() * (high - low) / (2 * terms)))
         errors.append(error)
     nearly = process.diffuse(x, end, rng.fork("bound", terms).normal_like(x))
-    reconstruction = -_level_log_prob(process, x, nearly, end, levels).flatten(1).sum(1)
+    reconstruction = -level_log_prob(process, x, nearly, end, levels).flatten(1).sum(1)
     shares = torch.stack(steps, 1)
     prior = prior_kl(process, x, schedule.t_max)
     return Bound(prior, shares, reconstruction, x[0].numel(), torch.stack(errors, 1), _std_error(shares))
@@ -271,7 +271,7 @@ def resolving_time(schedule: Schedule, levels: int = 256) -> float:
     return schedule.time(2 * math.log(6 * (levels - 1) / 2))
 
 
-def _level_log_prob(process: Process, x: Tensor, x_t: Tensor, t: float, levels: int) -> Tensor:
+def level_log_prob(process: Process, x: Tensor, x_t: Tensor, t: float, levels: int) -> Tensor:
     """log P(x | x_t) in proportion to q(x_t | x) over the levels, element by element."""
     alpha, sigma = process.schedule(t)
     width = 2 / (levels - 1)

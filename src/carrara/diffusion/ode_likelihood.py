@@ -10,8 +10,8 @@ v^T (dE/dy) v averaged over probes v with E[v v^T] = I (Hutchinson 1990; FFJORD,
 a vector is one backward pass. A row's probes stay the same along its path, so that it is one smooth ODE, and its step
 lengths are its own (Dormand & Prince 5(4)), so that no row depends on its batch mates.
 
-What is found is the density of the flow's own data: of x_t / alpha at t = `end`, from N(0, prior_std^2) at t_max. With
-data of 8 bits, `dequantise` first: -log P(x) <= -E log p(x + u) - log(bin width), u uniform in x's own bin.
+What is found is the density of the flow's own data: of x_t / alpha at t = `end`, from N(0, prior_std^2) at t_max. Grey
+levels are made continuous first: see `dequantise.py`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from carrara.diffusion.adaptive import _ERROR, _NODES, _STAGES
-from carrara.diffusion.likelihood import Denoises, check_levels, prior_kl
+from carrara.diffusion.dormand_prince import ERROR, NODES, STAGES
+from carrara.diffusion.likelihood import Denoises, prior_kl
 from carrara.diffusion.process import like
 from carrara.diffusion.quadrature import combined
 from carrara.errors import NonFiniteError
 from carrara.rng import Rng
 from carrara.types import Condition
 
-__all__ = ["EveryAxis", "GaussianProbes", "OdeLikelihood", "Probes", "Rademacher", "dequantise", "ode_log_prob"]
+__all__ = ["EveryAxis", "GaussianProbes", "OdeLikelihood", "Probes", "Rademacher", "ode_log_prob"]
 
 _LEAST = 1e-10  # of a step in r
 
@@ -99,19 +99,9 @@ class OdeLikelihood(NamedTuple):
             return torch.full_like(self.prior, math.nan)
         return self.change.std(1) / math.sqrt(self.change.shape[1])
 
-    def bits_per_dim(self, levels: int = 256) -> Tensor:
-        """-log2 P a dimension of data on `levels` levels in [-1, 1] that was dequantised: (B,).
-
-        A bin is 2 / (levels - 1) wide, which adds log2((levels - 1) / 2). (For data scaled as (k + u) / 256 * 2 - 1 it
-        would be 7: the values differ as the densities do, and P is the same.)
-        """
-        return -self.log_prob / (self.dimensions * math.log(2)) + math.log2((levels - 1) / 2)
-
-
-def dequantise(x: Tensor, rng: Rng, levels: int = 256) -> Tensor:
-    """Data on `levels` grey levels in [-1, 1], each value uniform in its own bin."""
-    check_levels(x, levels)
-    return x + ((rng.uniform(x.shape[1:]) - 0.5) * (2 / (levels - 1))).to(x.device, x.dtype)
+    def bits_per_dim(self, cost: Tensor) -> Tensor:
+        """-log2 P a dimension of grey levels that were dequantised at a `cost` (B,) in nats: (B,)."""
+        return (cost - self.log_prob) / (self.dimensions * math.log(2))
 
 
 def ode_log_prob(
@@ -219,12 +209,12 @@ def _step(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
     """One step of each row: y after it, what the integral gains, the slopes there, and the error over the tolerance."""
     found = [(first[0], first[1])]
-    for node, stage in zip(_NODES[1:], _STAGES[1:], strict=True):
+    for node, stage in zip(NODES[1:], STAGES[1:], strict=True):
         inside = y + like(h, y) * combined(stage, [k for k, _ in found])
         found.append(slopes(r + node * h, inside))
     after = inside  # the last stage is the end of the step
-    gained = like(h, found[0][1]) * combined(_STAGES[-1], [k for _, k in found[:-1]])
-    off, lost = (combined(_ERROR, [k[part] for k in found]) for part in (0, 1))
+    gained = like(h, found[0][1]) * combined(STAGES[-1], [k for _, k in found[:-1]])
+    off, lost = (combined(ERROR, [k[part] for k in found]) for part in (0, 1))
     scale = tolerance * (1 + torch.maximum(y.abs(), after.abs()))
     of_y = (like(h, y) * off / scale).flatten(1).double().square().mean(1).sqrt().cpu()
     of_log = (h * lost.mean(1).cpu()).abs() / (tolerance * y[0].numel())

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from carrara.data import Pictures
 from carrara.diffusion.denoiser import Denoiser
+from carrara.diffusion.dequantise import Dequantisation, NormalNoise
 from carrara.diffusion.generator import DiffusionGenerator
 from carrara.diffusion.likelihood import Bound, continuous_bound, resolving_time, vlb_estimate, vlb_terms
-from carrara.diffusion.ode_likelihood import Rademacher, dequantise, ode_log_prob
+from carrara.diffusion.ode_likelihood import Rademacher, ode_log_prob
 from carrara.diffusion.process import Learned, Posterior, Process, Transition, Variance
 from carrara.diffusion.schedule import Schedule, Tabulated
 from carrara.diffusion.times import Times, full
@@ -52,6 +53,8 @@ __all__ = [
     "profile",
     "variance_words",
 ]
+
+_NORMAL = NormalNoise()
 
 Row = dict[str, Any]
 Tick = Callable[[float], None]
@@ -174,15 +177,17 @@ def _bound_rows(found: Bound) -> list[Row]:
 
 @dataclass(frozen=True)
 class OdeMeasure:
-    """The exact likelihood of the probability flow, of pictures that are made continuous by uniform noise."""
+    """The exact likelihood of the probability flow, of pictures that are made continuous."""
 
     probes: int = 1
     tolerance: float = 1e-4  # on a small trained model the mean is then 3e-4 bits from that of 1e-6
+    dequantisation: Dequantisation = _NORMAL
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides a row, for the ledger."""
-        return {"measure": "ode", "probes": self.probes, "tolerance": self.tolerance}
+        how = {"probes": self.probes, "tolerance": self.tolerance, "dequantisation": repr(self.dequantisation)}
+        return {"measure": "ode", **how}
 
     @property
     def calls(self) -> None:
@@ -191,16 +196,17 @@ class OdeMeasure:
 
     def rows(self, denoiser: _Counted, x: Tensor, condition: Condition, rng: Rng, levels: int) -> list[Row]:
         """One row a picture of x, in nats; always in float32 or better, which the step control needs."""
+        data = self.dequantisation(denoiser.process, x, rng.fork("dequantise"), levels)
         found = ode_log_prob(
             denoiser,
-            dequantise(x, rng.fork("dequantise"), levels),
+            data.x,
             rng=rng,
             probes=Rademacher(self.probes),
             tolerance=self.tolerance,
-            end=resolving_time(denoiser.process.schedule, levels),
+            end=data.end,
             condition=condition,
         )
-        columns = found.bits_per_dim(levels), found.log_prob, found.prior_kl, found.evaluations
+        columns = found.bits_per_dim(data.cost), found.log_prob, found.prior_kl, found.evaluations
         names = "bits_per_dim", "log_prob", "prior_kl", "evaluations"
         return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carrara.diffusion.likelihood import resolving_time
 from carrara.evaluate.likelihood import BoundMeasure, Figure, OdeMeasure, Row, Subject, profile, variance_words
 from carrara.evaluate.plot import Axis, Lines, Series
 from carrara.evaluate.report import KeyFigure, Report
@@ -51,7 +50,8 @@ def ode_facts(measure: OdeMeasure, rows: Sequence[Row], subject: Subject) -> dic
         "evaluations": math.fsum(row["evaluations"] for row in rows) / len(rows),
         "probes": measure.probes,
         "tolerance": measure.tolerance,
-        "end": resolving_time(schedule, subject.levels),
+        "dequantisation": measure.dequantisation.words,
+        "end": measure.dequantisation.end(schedule, subject.levels),
     }
 
 
@@ -131,9 +131,9 @@ def _ode(report: Report, facts: Mapping[str, Any]) -> None:
         ],
     )
     report.prose(
-        f"The flow is followed from t = {facts['end']:.3g}, where the noise is a sixth of the distance between grey "
-        "levels (or the schedule begins). Uniform noise within a grey level makes pictures continuous, which can only "
-        "add bits, and mostly adds few."
+        f"Noise makes grey levels continuous ({facts['dequantisation']}), which can only add bits: the figure is a "
+        f"bound of the grey levels' own. The flow is followed from t = {facts['end']:.3g}, where the diffusion's noise "
+        "is as wide (or the schedule begins)."
     )
 
 
