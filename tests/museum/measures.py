@@ -58,7 +58,7 @@ EXHIBITS = (
     Exhibit(
         name="bound-trained-on-latents",
         bug=64,
-        file="train/tasks.py",
+        file="train/tasks/diffusion.py",
         text='    if decoder.space.kind != "pixels":\n',
         replacement="    if False:\n",
         tests=("tests/train/test_shown.py::test_a_bound_is_refused_for_latents",),

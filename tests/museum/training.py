@@ -94,7 +94,7 @@ EXHIBITS = (
     Exhibit(
         name="latents-without-their-scale",
         bug=38,
-        file="decoder.py",
+        file="decoder/latents.py",
         text="        return (mean - self.mean) / self.std\n",
         replacement="        return mean\n",
         tests=("tests/test_decoder.py::test_latents_have_unit_scale",),
@@ -102,7 +102,7 @@ EXHIBITS = (
     Exhibit(
         name="decoded-without-their-shift",
         bug=38,
-        file="decoder.py",
+        file="decoder/latents.py",
         text="        return self.autoencoder.decode(z * self.std + self.mean).clamp(-1, 1)",
         replacement="        return self.autoencoder.decode(z * self.std).clamp(-1, 1)",
         tests=("tests/test_decoder.py::test_decoding_undoes_the_scale",),
@@ -110,7 +110,7 @@ EXHIBITS = (
     Exhibit(
         name="null-condition-of-zeros-in-training",
         bug=39,
-        file="train/tasks.py",
+        file="train/tasks/generator.py",
         text="            condition = condition.where(keep, self.null.rows([0] * len(batch)))\n",
         replacement=(
             "            nothing = self.null.rows([0] * len(batch)).map(torch.zeros_like)\n"
@@ -305,7 +305,7 @@ EXHIBITS = (
     Exhibit(
         name="cached-latents-of-other-pictures",
         bug=52,
-        file="train/tasks.py",
+        file="train/tasks/generator.py",
         text="        return self._encodings[list(batch.index)]\n",
         replacement="        return self._encodings[[sample % len(self._encodings) for sample in batch.sample]]\n",
         tests=("tests/train/test_shown.py::test_kept_latents_belong_to_their_pictures",),

@@ -1,0 +1,24 @@
+"""What can be trained, one task a part: a text encoder, a decoder, a generator of any family.
+
+Each is a recipe (a frozen object that a file can say) whose `create` makes the task for a data set. The loop sees only
+`Task`; all of noise is in `carrara.diffusion`, all of text in `carrara.text`, all of latents in `carrara.decoder`.
+"""
+
+from carrara.train.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask
+from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
+from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
+from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
+from carrara.train.tasks.part import PartTask, TaskRecipe
+
+__all__ = [
+    "AutoencoderRecipe",
+    "AutoencoderTask",
+    "ContrastiveRecipe",
+    "ContrastiveTask",
+    "DiffusionRecipe",
+    "DiffusionTask",
+    "GeneratorRecipe",
+    "GeneratorTask",
+    "PartTask",
+    "TaskRecipe",
+]

@@ -1,0 +1,77 @@
+"""The decoder's task: an autoencoder, whose decoding half decodes a generator's latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from carrara.data.augment import Augment
+from carrara.data.pictures import Pictures
+from carrara.decoder import AutoencoderLoss, Latents, psnr
+from carrara.errors import RecipeError
+from carrara.rng import Rng, permutation
+from carrara.train.task import Loss
+from carrara.train.tasks.part import PartTask, Table, TaskRecipe, built, depth
+from carrara.types import Batch
+
+__all__ = ["AutoencoderRecipe", "AutoencoderTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(TaskRecipe):
+    """A KL autoencoder, whose decoding half decodes a generator's latents."""
+
+    autoencoder: Table = field(default_factory=lambda: {"kind": "kl"})
+    loss: AutoencoderLoss = field(default_factory=AutoencoderLoss)
+    augment: Augment = field(default_factory=Augment)
+
+    def create(self, pictures: Pictures, seed: int, device: torch.device) -> AutoencoderTask:
+        network = built("autoencoder", self.autoencoder, "task.autoencoder", seed, channels=pictures.channels)
+        try:
+            latents = Latents(network, size=pictures.size, depth=depth(pictures))
+        except ValueError as error:
+            raise RecipeError(f"task.autoencoder: {error}") from error
+        return AutoencoderTask(latents.to(device), self, pictures)
+
+
+class AutoencoderTask(PartTask):
+    """Reconstruction and a little KL; the latents' scale is measured when the component is saved."""
+
+    role, phase_name = "decoder", "autoencoder"
+
+    def __init__(self, module: Latents, recipe: AutoencoderRecipe, pictures: Pictures) -> None:
+        self.latents, self.recipe, self.pictures = module, recipe, pictures
+        super().__init__(module)
+        self.networks = (module.autoencoder.encoder, module.autoencoder.decoder)
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        images = self.recipe.augment(batch.images, rng.fork("augment"))
+        mean, logvar = self.latents.autoencoder.encode(images)  # type: ignore[operator]
+        z = mean + (logvar.float() / 2).exp() * rng.fork("latent").normal_like(mean)
+        decoded = self.latents.autoencoder.decode(z)  # type: ignore[operator]
+        return Loss(*self.recipe.loss(images, decoded, mean, logvar))
+
+    def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
+        """Held-out loss, and PSNR in dB of the picture decoded from its mean latent."""
+        mean, logvar = self.latents.autoencoder.encode(batch.images)  # type: ignore[operator]
+        decoded = self.latents.autoencoder.decode(mean)  # type: ignore[operator]
+        rows, _ = self.recipe.loss(batch.images, decoded, mean, logvar)
+        return {"loss": rows.mean().item(), "psnr_db": psnr(batch.images, decoded.float().clamp(-1, 1)).mean().item()}
+
+    def sample(self, rng_seed: int) -> Tensor | None:
+        """Eight pictures above their reconstructions: held-out ones where there are any."""
+        chosen = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[:8]
+        images = self.pictures.tensor(chosen).to(self.latents.mean.device)
+        decoded = self.latents.autoencoder(images)
+        return torch.cat([images, decoded.float().clamp(-1, 1)])
+
+    def save(self, folder: Path) -> None:
+        """Measures the latents' mean and scale over the training pictures, then writes the component."""
+        rows = self.pictures.train
+        if len(rows) > 4096:
+            rows = rows[permutation(len(rows), 0, "measure")[:4096]]
+        self.latents.measure(self.pictures.tensor(rows[i : i + 64]) for i in range(0, len(rows), 64))
+        super().save(folder)

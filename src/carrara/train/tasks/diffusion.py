@@ -1,0 +1,136 @@
+"""The diffusion generator's task: an objective on encoded pictures, under encoded prompts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carrara.data.pictures import Pictures
+from carrara.decoder import Decoder
+from carrara.diffusion.denoiser import Denoiser
+from carrara.diffusion.draw import LogitNormal, TimeDistribution
+from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
+from carrara.diffusion.loss import DenoisingLoss, Objective, parts
+from carrara.diffusion.parameterization import Flow, Level, Parameterization, ScaledTime
+from carrara.diffusion.process import Process
+from carrara.diffusion.schedule import Linear, Schedule
+from carrara.errors import RecipeError
+from carrara.rng import Rng
+from carrara.text import TextEncoder
+from carrara.train.parallel import World
+from carrara.train.task import Loss, Phase
+from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask, condition_widths
+from carrara.train.tasks.part import Table, built
+from carrara.types import Batch
+
+__all__ = ["DiffusionRecipe", "DiffusionTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRecipe(GeneratorRecipe):
+    """A diffusion or flow generator."""
+
+    network: Table = field(default_factory=lambda: {"kind": "unet"})
+    schedule: Schedule = field(default_factory=Linear)
+    parameterization: Parameterization = field(default_factory=Flow)
+    level: Level = field(default_factory=ScaledTime)
+    objective: Objective = field(default_factory=lambda: DenoisingLoss(LogitNormal()))
+    learned_variance: bool = False  # taught by "hybrid", or "bound" with variance "learned"
+    settings: SamplingSettings = field(default_factory=SamplingSettings)  # how it is sampled unless told otherwise
+
+    def create_with(
+        self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
+    ) -> DiffusionTask:
+        channels, height, width = decoder.space.shape
+        derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
+        if self.network.get("kind") == "dit":
+            derived["size"] = height if height == width else [height, width]
+        network = built("network", self.network, "task.network", seed, **derived, **condition_widths(text))
+        process = Process(copy.deepcopy(self.schedule))  # a learned one is this task's own
+        try:
+            denoiser = Denoiser(
+                network, process, self.parameterization, self.level, learned_variance=self.learned_variance
+            )
+        except ValueError as error:
+            raise RecipeError(f"task.parameterization: {error}") from error
+        try:
+            self.objective.check(denoiser)
+            _check_levels(self.objective, decoder)
+        except ValueError as error:
+            raise RecipeError(f"task.objective: {error}") from error
+        generator = DiffusionGenerator(denoiser, decoder.space, reads=text.space, settings=self.settings)
+        return DiffusionTask(generator.to(device), self, pictures, text, decoder)
+
+
+def _check_levels(objective: Objective, decoder: Decoder) -> None:
+    levels = objective.grey_levels
+    if levels is None:
+        return
+    if decoder.space.kind != "pixels":
+        raise ValueError(
+            f"the bound is of data on {levels} grey levels, and the decoder's {decoder.space.kind} have none; "
+            'use "denoising", or "hybrid" with levels = 0'
+        )
+    if levels != 2**decoder.depth:
+        raise ValueError(f"levels = {levels}, and pictures of {decoder.depth} bits have {2**decoder.depth}")
+
+
+class DiffusionTask(GeneratorTask):
+    """The recipe's objective on encoded pictures, under encoded prompts of which a share is dropped.
+
+    What an objective learns (a weight's uncertainty) is in `modules` beside the generator, what it remembers (losses,
+    for importance sampling) in `state`; a learned schedule is the generator's own.
+    """
+
+    phase_name = "denoising"
+
+    def __init__(
+        self,
+        module: DiffusionGenerator,
+        recipe: DiffusionRecipe,
+        pictures: Pictures,
+        text: TextEncoder,
+        decoder: Decoder,
+    ) -> None:
+        self.generator, self.recipe = module, recipe
+        self.objective = copy.deepcopy(recipe.objective)
+        self._draws = dict(parts(self.objective, TimeDistribution))  # type: ignore[type-abstract]
+        super().__init__(module, recipe, pictures, text, decoder)
+        for name, part in parts(self.objective, nn.Module):
+            self.modules[name] = part.to(self.device)
+        trained = tuple(p for p in self.modules.parameters() if p.requires_grad)
+        self.phases = (Phase(self.phase_name, trained, self.loss, self.separable),)
+        self.networks = (module.denoiser.network,)
+
+    def state(self) -> dict[str, Tensor]:
+        """Beside the parts' fingerprints, what draws remember."""
+        return super().state() | {
+            f"{name}/{key}": value for name, draw in self._draws.items() for key, value in draw.state().items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what draws remembered."""
+        super().load_state(state)
+        for name, draw in self._draws.items():
+            mine = {key: state[f"{name}/{key}"] for key in draw.state() if f"{name}/{key}" in state}
+            if mine:
+                draw.load_state(mine)
+
+    def after_step(self, world: World) -> None:
+        """Draws that remember take in what this step's rows have lost, in all processes alike."""
+        for draw in self._draws.values():
+            draw.commit(world.gather)
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        return Loss(self.objective(self.generator.denoiser, self.z(batch), self.taught(batch, rng), rng))
+
+    def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
+        """Held-out loss at four times and noises a row, the same whenever it is measured."""
+        condition, z = self.told(batch), self.z(batch)
+        draws = [self.objective(self.generator.denoiser, z, condition, rng.fork("validate", i)) for i in range(4)]
+        return {"loss": torch.stack(draws).mean().item()}
