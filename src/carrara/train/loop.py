@@ -259,6 +259,14 @@ class _Run:
             if self.figures:
                 self.event("validate", figures=self.figures)
                 self.say(f"step {self.state.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in self.figures.items()))
+                self._warn()
+
+    def _warn(self) -> None:
+        """Says, and logs, what the task makes of its figures."""
+        warnings = getattr(self.state.task, "warnings", None)
+        for sentence in warnings(self.figures) if warnings else ():
+            self.say(f"warning: {sentence}")
+            self.event("warning", said=sentence)
 
     def _sample(self) -> None:
         if not (self.training.sample_every and self.world.first):

@@ -45,8 +45,9 @@ class Task(Protocol):
     """Something that can be trained.
 
     A task may also have `networks: tuple[nn.Module, ...]`, the modules whose `forward` is worth compiling
-    (otherwise the values of `modules` are), and `after_step(world: World)`, called in every process when a step's
-    optimisers have moved. Modules keep the train or eval mode that the task gave them.
+    (otherwise the values of `modules` are), `after_step(world: World)`, called in every process when a step's
+    optimisers have moved, and `warnings(figures) -> Sequence[str]`, what of its held-out figures a person should be
+    warned of (a collapse, say). Modules keep the train or eval mode that the task gave them.
     """
 
     modules: nn.ModuleDict  # everything with parameters
