@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from carrara.nn.layers import initialise, norm, zero
 
-__all__ = ["Attention", "SpatialAttention", "attend"]
+__all__ = ["Attention", "SpatialAttention", "attend", "attend_causal"]
 
 _SHORT = 256 * 256  # queries times keys: up to here the plain formula wins in bfloat16 on a CPU, far above it loses
 
@@ -30,6 +30,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return _weigh(q, k, v, None)
     some = mask.any(1)[:, None, None, None]  # softmax over nothing is NaN: attend to all, then drop the result
     return torch.where(some, _weigh(q, k, v, mask[:, None, None, :] | ~some), 0.0)
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `attend`, where the N queries are the last of the L positions and see themselves and what is before them."""
+    queries, keys = q.shape[2], k.shape[2]
+    if queries == 1:
+        return _weigh(q, k, v, None)
+    return _weigh(q, k, v, torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries))
 
 
 def _weigh(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
