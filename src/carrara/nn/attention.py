@@ -89,10 +89,27 @@ class Attention(nn.Module):
         A row with no position to attend to gets the output projection of zero: its padding never matters.
         """
         if self.cross and context is not None:
-            q, k, v = self._split(self.q(x), 1) + self._split(self.kv(context), 2)
+            q, (k, v) = self.queries(x), self.keys_values(context)
         else:
-            q, k, v = self._split(self.qkv(x), 3)
-        h = attend(self.q_norm(q), self.k_norm(k), v, mask)
+            q, k, v = self.project(x)
+        return self.merge(attend(q, k, v, mask))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, N, width) for attention to itself, (B, heads, N, d) each."""
+        q, k, v = self._split(self.qkv(x), 3)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries (B, heads, N, d) of x (B, N, width) for attention to a context."""
+        return self.q_norm(self._split(self.q(x), 1)[0])
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, L, d) of a context (B, L, context)."""
+        k, v = self._split(self.kv(context), 2)
+        return self.k_norm(k), v
+
+    def merge(self, h: Tensor) -> Tensor:
+        """What the heads found (B, heads, N, d), through the output projection: (B, N, width)."""
         return self.out(h.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
