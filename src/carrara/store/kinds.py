@@ -166,13 +166,13 @@ TABLES: dict[str, dict[str, str]] = {
         "diffusion": f"{_D}.generator:DiffusionGenerator",
     },
     "decoder": {
-        "latents": "carrara.decoder:Latents",
-        "pixels": "carrara.decoder:Pixels",
+        "latents": "carrara.decoder.latents:Latents",
+        "pixels": "carrara.decoder.pixels:Pixels",
     },
     "task": {
-        "autoencoder": "carrara.train.tasks:AutoencoderRecipe",
-        "contrastive": "carrara.train.tasks:ContrastiveRecipe",
-        "diffusion": "carrara.train.tasks:DiffusionRecipe",
+        "autoencoder": "carrara.train.tasks.autoencoder:AutoencoderRecipe",
+        "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
+        "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
     },
 }
 
