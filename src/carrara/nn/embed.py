@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from carrara.nn.layers import check_channels, dtype_of, initialise
 from carrara.types import Condition
 
-__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "position_grid"]
+__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "check_part", "position_grid"]
 
 
 def _waves(angles: Tensor, *, cosine_first: bool) -> Tensor:
@@ -166,10 +166,10 @@ class Conditioning(nn.Module):
             raise ValueError(f"level has shape {tuple(level.shape)} for {rows} rows; give one number a row, ({rows},)")
         context = None if self.token_norm is None else self.token_norm.normalized_shape[0]
         vector = None if self.vector is None else self.vector.in_features
-        _check_part("tokens", condition.tokens, context, "context", axis=2, ndim=3, rows=rows)
-        _check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
+        check_part("tokens", condition.tokens, context, "context", axis=2, ndim=3, rows=rows)
+        check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
         channels = self.image_channels or None
-        _check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
+        check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
         if condition.image is not None and condition.image.shape[2:] != x.shape[2:]:
             raise ValueError(
                 f"condition.image is {tuple(condition.image.shape[2:])} pixels and x is {tuple(x.shape[2:])}; "
@@ -193,9 +193,10 @@ class Conditioning(nn.Module):
             raise ValueError("condition.controls and condition.adapters are not read by this network; drop them")
 
 
-def _check_part(
+def check_part(
     name: str, given: Tensor | None, size: int | None, option: str, *, axis: int, ndim: int, rows: int
 ) -> None:
+    """Refuse a condition's part that the network was not built for (`option`=`size` on `axis`), or the lack of one."""
     if given is None and size is None:
         return
     if given is None:
