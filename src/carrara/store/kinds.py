@@ -153,6 +153,20 @@ TABLES: dict[str, dict[str, str]] = {
     "picture_network": {
         "convolutional": "carrara.nn.image_encoder:ImageEncoder",
     },
+    "gan_network": {
+        "convolutional": "carrara.nn.gan_generator:ConvGenerator",
+    },
+    "discriminator": {
+        "convolutional": "carrara.nn.discriminator:Discriminator",
+    },
+    "vae_network": {
+        "ladder": "carrara.nn.vae:LadderNetwork",
+    },
+    "likelihood": {
+        "discretised-logistic": "carrara.vae:DiscretisedLogistic",
+        "discretised-normal": "carrara.vae:DiscretisedNormal",
+        "normal": "carrara.vae:Normal",
+    },
     "embedding": {
         "fourier": "carrara.nn.embed:Fourier",
         "sinusoidal": "carrara.nn.embed:Sinusoidal",
@@ -164,6 +178,8 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "generator": {
         "diffusion": f"{_D}.generator:DiffusionGenerator",
+        "gan": "carrara.gan:GanGenerator",
+        "vae": "carrara.vae:VaeGenerator",
     },
     "decoder": {
         "latents": "carrara.decoder.latents:Latents",
@@ -173,6 +189,7 @@ TABLES: dict[str, dict[str, str]] = {
         "autoencoder": "carrara.train.tasks.autoencoder:AutoencoderRecipe",
         "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
+        "vae": "carrara.train.tasks.vae:VaeRecipe",
     },
 }
 
@@ -186,6 +203,7 @@ BASES: dict[str, str] = {
     f"{_D}.guidance:Guidance": "guidance",
     f"{_D}.loss:Objective": "objective",
     "carrara.nn.embed:Embedding": "embedding",
+    "carrara.vae:Likelihood": "likelihood",
 }
 
 

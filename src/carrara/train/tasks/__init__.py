@@ -7,8 +7,10 @@ Each is a recipe (a frozen object that a file can say) whose `create` makes the 
 from carrara.train.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask
 from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
 from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
+from carrara.train.tasks.gan import GanRecipe, GanTask
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
 from carrara.train.tasks.part import PartTask, TaskRecipe
+from carrara.train.tasks.vae import VaeRecipe, VaeTask
 
 __all__ = [
     "AutoencoderRecipe",
@@ -17,8 +19,12 @@ __all__ = [
     "ContrastiveTask",
     "DiffusionRecipe",
     "DiffusionTask",
+    "GanRecipe",
+    "GanTask",
     "GeneratorRecipe",
     "GeneratorTask",
     "PartTask",
     "TaskRecipe",
+    "VaeRecipe",
+    "VaeTask",
 ]

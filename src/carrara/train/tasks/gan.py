@@ -1,0 +1,207 @@
+"""The GAN's task: generator and discriminator in turns, each with an optimiser of its own, and an eye on collapse.
+
+Held-out figures, under the averaged weights; distances are in the decoder's space, root mean square a dimension:
+
+    loss        the generator's
+    margin      D(real) - D(made), in the mean; far above the training's own it says that D knows its pictures by heart
+    matched     share of real pictures whose own caption scores above another picture's
+    diversity   distance between pictures made of one prompt, in shares of the data's
+    spread      distance between pictures made of two prompts, in shares of the data's
+
+The data's distance for `diversity` is that between pictures of one caption where at least 16 captions have several,
+otherwise, as for `spread`, that between any two of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carrara.data.augment import Augment
+from carrara.data.pictures import Pictures
+from carrara.decoder import Decoder
+from carrara.gan import GanGenerator, GanSettings, RelativisticLoss, distances, relativistic
+from carrara.rng import Rng, permutation
+from carrara.text import Labels, TextEncoder, Unconditional
+from carrara.train.task import Loss, Phase
+from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask, condition_widths
+from carrara.train.tasks.part import Table, built
+from carrara.types import Batch, Condition
+
+__all__ = ["GanRecipe", "GanTask"]
+
+_SAMPLES = 4  # pictures of a prompt that are compared
+_COMPARED = 256  # pictures of the data that are
+_SHARED = 16  # captions with several pictures from which on they say how diverse one prompt's pictures are
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanRecipe(GeneratorRecipe):
+    """A generator that makes z in one pass, trained against a discriminator.
+
+    Give its `[train]` no momentum: betas = [0.0, 0.99].
+    """
+
+    network: Table = field(default_factory=lambda: {"kind": "convolutional"})
+    discriminator: Table = field(default_factory=lambda: {"kind": "convolutional"})
+    loss: RelativisticLoss = field(default_factory=RelativisticLoss)
+    augment: Augment = field(default_factory=Augment)  # of what the discriminator sees, real and made alike
+    settings: GanSettings = field(default_factory=GanSettings)  # how it is sampled unless told otherwise
+    least_diversity: float = 0.1  # share of the data's, below which `diversity` and `spread` are warned of
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_diversity <= 1:
+            raise ValueError(f"least_diversity = {self.least_diversity}; expected a share in [0, 1]")
+
+    def create_with(
+        self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
+    ) -> GanTask:
+        channels, height, width = decoder.space.shape
+        shared: dict[str, Any] = {"size": height if height == width else [height, width], **condition_widths(text)}
+        network = built("gan_network", self.network, "task.network", seed, out_channels=channels, **shared)
+        discriminator = built(
+            "discriminator", self.discriminator, "task.discriminator", seed, in_channels=channels, **shared
+        )
+        generator = GanGenerator(network, decoder.space, reads=text.space, settings=self.settings)
+        return GanTask(generator.to(device), discriminator.to(device), self, pictures, text, decoder)
+
+
+class GanTask(GeneratorTask):
+    """A phase for the generator, then one for the discriminator; only the generator is kept as a component."""
+
+    phase_name = "generator"
+
+    def __init__(
+        self,
+        module: GanGenerator,
+        discriminator: nn.Module,
+        recipe: GanRecipe,
+        pictures: Pictures,
+        text: TextEncoder,
+        decoder: Decoder,
+    ) -> None:
+        self.generator, self.recipe = module, recipe
+        self.judge: Any = discriminator
+        super().__init__(module, recipe, pictures, text, decoder)
+        self.modules["discriminator"] = discriminator
+        self.phases = (
+            Phase(self.phase_name, tuple(module.parameters()), self.loss),
+            Phase("discriminator", tuple(discriminator.parameters()), self.judging),
+        )
+        self.networks = (module.network,)  # torch does not compile what is differentiated twice
+        self._apart, self._apart_told = self._distances()
+
+    # The two losses
+
+    def make(self, condition: Condition, rng: Rng) -> Tensor:
+        """A z for each row of the condition."""
+        z: Tensor = self.generator.network(self.generator.noise(rng.fork("noise")), condition)
+        return z
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The generator's loss."""
+        condition = self.taught(batch, rng)
+        real = self.recipe.augment(self.z(batch), rng.fork("augment"))
+        fake = self.recipe.augment(self.make(condition, rng), rng.fork("augment-made"))
+        return Loss(self.recipe.loss.generator(self.judge, real, fake, condition))
+
+    def judging(self, batch: Batch, rng: Rng) -> Loss:
+        """The discriminator's loss."""
+        condition = self.taught(batch, rng)
+        with torch.no_grad():
+            fake = self.recipe.augment(self.make(condition, rng), rng.fork("augment-made"))
+        real = self.recipe.augment(self.z(batch), rng.fork("augment"))
+        captions = self._captions(batch, rng) if self.recipe.loss.mismatch else None
+        return Loss(*self.recipe.loss.discriminator(self.judge, real, fake, condition, batch.sample, captions))
+
+    def _captions(self, batch: Batch, rng: Rng) -> tuple[Condition, Condition, Tensor] | None:
+        """The rows' own condition, that of another training picture, and where their words differ."""
+        if isinstance(self.text, Unconditional):
+            return None
+        said, other = self._said(batch), self._others(rng)
+        differ = torch.tensor([a != b for a, b in zip(said, other, strict=True)], device=self.device)
+        return self.told(batch), self._condition(other), differ
+
+    def _others(self, rng: Rng) -> list[str]:
+        """What is said of a training picture for each row, drawn anew."""
+        train = self.pictures.train
+        return [self._called(int(train[i])) for i in rng.fork("other").integers(len(train)).tolist()]
+
+    # Looking for collapse
+
+    def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
+        """Held-out figures; see the module."""
+        told, real = self.told(batch), self.z(batch)
+        rows = torch.arange(len(batch)).repeat_interleave(_SAMPLES).tolist()
+        noise = self.generator.noise(rng.fork("noise"), _SAMPLES)
+        made = self.generator.network(noise, told.rows(rows)).unflatten(0, (len(batch), _SAMPLES))
+        features = self.judge.features(real)
+        right, wrong = self.judge.judge(features, told), self.judge(made[:, 0], told)
+        another = self.make(self._condition(self._others(rng)), rng.fork("another"))
+        figures = {
+            "loss": relativistic(wrong, right).mean(),
+            "margin": (right - wrong).mean(),
+            "diversity": distances(made).mean() / self._apart_told,
+            "spread": distances(torch.stack((made[:, 0], another), 1)).mean() / self._apart,
+        }
+        if (captions := self._captions(batch, rng)) is not None:
+            figures["matched"] = (right > self.judge.judge(features, captions[1])).float().mean()
+        return {name: figure.item() for name, figure in figures.items()}
+
+    def warnings(self, figures: Mapping[str, float]) -> Sequence[str]:
+        """What the figures say of a collapse."""
+        least = self.recipe.least_diversity
+        said = {
+            "diversity": "pictures of one prompt are nearly the same",
+            "spread": "pictures of different prompts are nearly the same",
+        }
+        advice = "raise task.loss.gamma, lower train.learning_rate, or see whether the discriminator's margin runs away"
+        return [
+            f"the generator is collapsing: {what}, {figures[name]:.1%} as far apart as the data's "
+            f"(warned of below {least:.0%}); {advice}"
+            for name, what in said.items()
+            if figures.get(name, 1.0) < least
+        ]
+
+    @torch.no_grad()
+    def _distances(self) -> tuple[float, float]:
+        """How far apart the data's pictures are: any two, and two of one caption."""
+        order = permutation(len(self.pictures.train), 0, "apart")[: 2 * _COMPARED]
+        drawn = [int(self.pictures.train[i]) for i in order]
+        pairs = list(zip(drawn[::2], drawn[1::2], strict=False))
+        any_two = self._mean_distance(pairs)
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i in map(int, self.pictures.train):
+            groups[self._called(i)].append(i)
+        several = [numbers for numbers in groups.values() if len(numbers) > 1]
+        if len(several) < _SHARED or isinstance(self.text, Unconditional):
+            return any_two, any_two
+        alike = [pair for numbers in several for pair in itertools.islice(itertools.pairwise(numbers), 16)]
+        return any_two, self._mean_distance([alike[i] for i in permutation(len(alike), 0, "alike")[:_COMPARED]])
+
+    def _mean_distance(self, pairs: Sequence[tuple[int, int]]) -> float:
+        """The mean distance of pairs of pictures; of no pair, or of equal ones, a small number above 0."""
+        found = [
+            distances(self._pictures([i for pair in pairs[start : start + 32] for i in pair]))
+            for start in range(0, len(pairs), 32)
+        ]
+        return max(1e-6, torch.cat(found).mean().item()) if found else 1e-6
+
+    def _pictures(self, numbers: Sequence[int]) -> Tensor:
+        """z of pictures in pairs, (N / 2, 2, ...)."""
+        z = self._encode(self.pictures.tensor(numbers)) if self._encodings is None else self._encodings[list(numbers)]
+        return z.unflatten(0, (-1, 2))
+
+    def _called(self, number: int) -> str:
+        """What is said of a picture."""
+        if isinstance(self.text, Unconditional):
+            return ""
+        if isinstance(self.text, Labels):
+            return self.pictures.labels[number]
+        return next(iter(self.pictures.captions[number]), "")
