@@ -10,6 +10,7 @@ All shifts, scales and gates start at zero ("adaLN-zero"): every block starts as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from carrara.nn.embed import Conditioning, Embedding, Sinusoidal, position_grid
 from carrara.nn.layers import feed_forward, initialise, zero
 from carrara.types import Condition
 
-__all__ = ["DiT"]
+__all__ = ["DiT", "DiTStem"]
 
 _LEVEL = Sinusoidal(cosine_first=True)
 _NO_CONDITION = Condition()
@@ -65,7 +66,43 @@ class _Block(nn.Module):
         return torch.addcmul(h, m[5], self.dropout(self.feed_forward(_modulate(self.norm(h), m[3], m[4]))))
 
 
-class DiT(Configured, nn.Module):
+class DiTStem(nn.Module):
+    """How a DiT begins: patches of x with all that joins it, at their places, and the vector that modulates."""
+
+    embed: Conditioning
+    inward: nn.Linear
+    positions: nn.Parameter | None
+    patch: int
+    grid: tuple[int, int]
+
+    def begin(
+        self, x: Tensor, level: Tensor, condition: Condition, hint: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The patches (B, N, width), to which `hint` is added, the vector (B, 1, width) through its SiLU, the tokens."""
+        height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise ValueError(
+                f"x of {x.shape[2]} x {x.shape[3]} does not divide into patches of {self.patch}; "
+                f"give it multiples of {self.patch}"
+            )
+        x, c, tokens = self.embed(x, level, condition)
+        h = self.inward(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
+        h = h + self._places(height, width, h)
+        return h if hint is None else h + hint, F.silu(c)[:, None], tokens
+
+    def _places(self, height: int, width: int, h: Tensor) -> Tensor:
+        """The positions of a grid, (height * width, width of h), in h's dtype."""
+        if self.positions is None:
+            return position_grid(height, width, h.shape[2], trained=self.grid, device=h.device).to(h.dtype)
+        if (height, width) != self.grid:
+            raise ValueError(
+                f"x has {height} x {width} patches and the learned positions are for {self.grid[0]} x {self.grid[1]}; "
+                'give that size, or build the network with positions="sincos"'
+            )
+        return self.positions.to(h.dtype)
+
+
+class DiT(Configured, DiTStem):
     """A transformer over patches, for pixels or latents.
 
     in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
@@ -73,7 +110,8 @@ class DiT(Configured, nn.Module):
     can be given, the positions being stretched over it, with "learned" only this one.
     patch: pixels a side of a token. width, depth, heads: of the transformer; heads must divide width.
     context: width of `condition.tokens`, None without. vector: width of `condition.vector`, None without.
-    image_channels: of `condition.image`, which joins x. numbers: names in `condition.numbers`.
+    image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
+    numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
     qk_norm: bound the attention logits. ratio: hidden width of the feed-forward networks over `width`.
     activation: "silu" or "gelu" (exact). embedding: how the level becomes waves; features: how many of them.
     """
@@ -92,6 +130,8 @@ class DiT(Configured, nn.Module):
         vector: int | None = None,
         image_channels: int = 0,
         numbers: tuple[str, ...] = (),
+        controls: dict[str, int] | None = None,
+        adapters: dict[str, int] | None = None,
         qk_norm: bool = False,
         ratio: float = 4.0,
         activation: Literal["silu", "gelu"] = "gelu",
@@ -116,8 +156,10 @@ class DiT(Configured, nn.Module):
             vector=vector,
             image_channels=image_channels,
             numbers=numbers,
+            controls=controls,
+            adapters=adapters,
         )
-        self.inward = nn.Linear((in_channels + image_channels) * patch**2, width)
+        self.inward = nn.Linear(self.embed.channels * patch**2, width)
         learned = torch.randn(self.grid[0] * self.grid[1], width) * 0.02
         self.positions = nn.Parameter(learned) if positions == "learned" else None
         self.blocks = nn.ModuleList(
@@ -137,34 +179,19 @@ class DiT(Configured, nn.Module):
         self.outward = zero(nn.Linear(width, out_channels * patch**2))
         initialise(self.inward)
 
-    def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
+    def forward(
+        self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION, added: Sequence[Tensor] = ()
+    ) -> Tensor:
         """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
 
-        Returns x's dtype. Raises ValueError for sizes, channels and parts of the condition that do not fit.
+        `added` (B, N, width) each joins what the first blocks make, one a block. Returns x's dtype. Raises ValueError
+        for sizes, channels and parts of the condition that do not fit.
         """
-        dtype = x.dtype
-        height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
-        if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ValueError(
-                f"x of {x.shape[2]} x {x.shape[3]} does not divide into patches of {self.patch}; "
-                f"give it multiples of {self.patch}"
-            )
-        x, c, tokens = self.embed(x, level, condition)
-        c = F.silu(c)[:, None]
-        h = self.inward(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
-        h = h + self._places(height, width, h)
-        for block in self.blocks:
+        h, c, tokens = self.begin(x, level, condition)
+        for i, block in enumerate(self.blocks):
             h = block(h, c, tokens, condition.mask)
+            if i < len(added):
+                h = h + added[i]
         h = self.outward(_modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (height, width)), self.patch).to(dtype)
-
-    def _places(self, height: int, width: int, h: Tensor) -> Tensor:
-        """The positions of a grid, (height * width, width of h), in h's dtype."""
-        if self.positions is None:
-            return position_grid(height, width, h.shape[2], trained=self.grid, device=h.device).to(h.dtype)
-        if (height, width) != self.grid:
-            raise ValueError(
-                f"x has {height} x {width} patches and the learned positions are for {self.grid[0]} x {self.grid[1]}; "
-                'give that size, or build the network with positions="sincos"'
-            )
-        return self.positions.to(h.dtype)
+        size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
+        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)

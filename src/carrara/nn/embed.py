@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,8 +119,10 @@ class Conditioning(nn.Module):
     """The one place where a generator network reads its level and its `Condition`, and refuses what does not fit.
 
     level (B,) -> waves (B, features) -> linear, SiLU, linear -> (B, width); to which are added, where the network was
-    built for them, a linear map of `condition.vector` (B, vector) and one such small network a name in `numbers`.
-    `condition.image` joins x along the channels; `condition.tokens` (B, L, context) are layer-normalised.
+    built for them, a linear map of `condition.vector` (B, vector), one such small network a name in `numbers`, and for
+    each name in `adapters` a linear map without bias of the mean of `condition.adapters` (B, L, adapters[name]).
+    `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
+    along the channels; `condition.tokens` (B, L, context) are layer-normalised.
     """
 
     def __init__(
@@ -134,26 +136,39 @@ class Conditioning(nn.Module):
         vector: int | None = None,
         image_channels: int = 0,
         numbers: Sequence[str] = (),
+        controls: Mapping[str, int] | None = None,
+        adapters: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
+        self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
         self.level = _Reader(embedding, features, width)
         self.vector = None if vector is None else nn.Linear(vector, width)
         self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers})
+        self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
         self.token_norm = None if context is None else nn.LayerNorm(context)
         initialise(self)
 
+    @property
+    def channels(self) -> int:
+        """Of x with all that joins it."""
+        return self.in_channels + self.image_channels + sum(self.controls.values())
+
     def forward(self, x: Tensor, level: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return x with the condition's image, the vector (B, width), and the tokens, all in the network's dtype."""
+        """Return x with the condition's pictures, the vector (B, width), and the tokens, all in the network's dtype."""
         self._check(x, level, condition)
         dtype = dtype_of(self)
-        if condition.image is not None:
-            x = torch.cat((x, condition.image.to(x.dtype)), 1)
+        joining = [] if condition.image is None else [condition.image]
+        joining += [condition.controls[name] for name in self.controls]
+        if joining:
+            x = torch.cat((x, *(image.to(x.dtype) for image in joining)), 1)
         h = self.level(level)
         if self.vector is not None and condition.vector is not None:
             h = h + self.vector(condition.vector.to(dtype))
         for name, network in self.number.items():
             h = h + network(condition.numbers[name])
+        for name, linear in self.adapter.items():
+            h = h + linear(condition.adapters[name].to(dtype).mean(1))
         tokens = condition.tokens
         if self.token_norm is not None and tokens is not None:
             tokens = self.token_norm(tokens.to(dtype))
@@ -170,27 +185,36 @@ class Conditioning(nn.Module):
         check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
         channels = self.image_channels or None
         check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
-        if condition.image is not None and condition.image.shape[2:] != x.shape[2:]:
-            raise ValueError(
-                f"condition.image is {tuple(condition.image.shape[2:])} pixels and x is {tuple(x.shape[2:])}; "
-                "resize the image to x's size first"
-            )
+        _check_names("controls", condition.controls, self.controls)
+        _check_names("adapters", condition.adapters, self.adapters)
+        for name, size in self.controls.items():
+            _check_part(f"controls[{name!r}]", condition.controls[name], size, "controls", axis=1, ndim=4, rows=rows)
+        for name, size in self.adapters.items():
+            _check_part(f"adapters[{name!r}]", condition.adapters[name], size, "adapters", axis=2, ndim=3, rows=rows)
+        for image in (condition.image, *condition.controls.values()):
+            if image is not None and image.shape[2:] != x.shape[2:]:
+                raise ValueError(
+                    f"a picture of the condition has {tuple(image.shape[2:])} pixels and x has {tuple(x.shape[2:])}; "
+                    "resize it to x's size first"
+                )
         mask, tokens = condition.mask, condition.tokens
         if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
             wanted = None if tokens is None else tuple(tokens.shape[:2])
             raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
-        if set(condition.numbers) != set(self.numbers):
-            raise ValueError(
-                f"condition.numbers has {sorted(condition.numbers)} and this network reads {sorted(self.numbers)}; "
-                "give it exactly those, or build it with others in `numbers`"
-            )
+        _check_names("numbers", condition.numbers, self.numbers)
         for name, number in condition.numbers.items():
             if number.shape != (rows,):
                 raise ValueError(
                     f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
                 )
-        if condition.controls or condition.adapters:
-            raise ValueError("condition.controls and condition.adapters are not read by this network; drop them")
+
+
+def _check_names(part: str, given: Mapping[str, Tensor], wanted: Collection[str]) -> None:
+    if set(given) != set(wanted):
+        raise ValueError(
+            f"condition.{part} has {sorted(given)} and this network reads {sorted(wanted)}; "
+            f"give it exactly those, or build it with others in `{part}`"
+        )
 
 
 def check_part(

@@ -8,6 +8,7 @@ With its defaults this is the network of the paper for CIFAR-10, 35.7 million pa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from carrara.nn.embed import Conditioning, Embedding, Sinusoidal
 from carrara.nn.layers import Downsample, ResidualBlock, Upsample, initialise, norm, zero
 from carrara.types import Condition
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "UNetDescent"]
 
 _LEVEL = Sinusoidal(shift=1.0)
 _NO_CONDITION = Condition()
@@ -44,7 +45,52 @@ class _Stage(nn.Module):
         return h
 
 
-class UNet(Configured, nn.Module):
+class UNetDescent(nn.Module):
+    """A UNet's way down through the resolutions, and through the middle."""
+
+    embed: Conditioning
+    inward: nn.Conv2d
+    down: nn.ModuleList
+    downsample: nn.ModuleList
+    middle: nn.ModuleList
+    fourier: tuple[int, ...]
+
+    def descend(
+        self, x: Tensor, level: Tensor, condition: Condition, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor | None]:
+        """What the middle makes, what every block before it has made, the vector through its SiLU, and the tokens.
+
+        `hint` (B, channels, H, W) is added to the first of these.
+        """
+        smallest, waves = 2 ** (len(self.down) - 1), self._waves(x)
+        if min(x.shape[2:]) < smallest:
+            raise ValueError(
+                f"x of {x.shape[2]} x {x.shape[3]} cannot be halved {len(self.down) - 1} times; "
+                f"give it at least {smallest} x {smallest}, or build with fewer multipliers"
+            )
+        x, c, tokens = self.embed(x, level, condition)
+        c, mask = F.silu(c), condition.mask
+        h = self.inward(torch.cat((x, *(wave.to(x.dtype) for wave in waves)), 1) if waves else x)
+        h = h if hint is None else h + hint
+        skips = [h]
+        for i, stages in enumerate(self.down):
+            for stage in cast(nn.ModuleList, stages):
+                h = stage(h, c, tokens, mask)
+                skips.append(h)
+            if i < len(self.downsample):
+                h = self.downsample[i](h)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, c, tokens, mask)
+        return h, skips, c, tokens
+
+    def _waves(self, x: Tensor) -> list[Tensor]:
+        # in float32 at least: 2^8 pi x in bfloat16 is off by whole turns
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return [wave(2.0**n * math.pi * x) for n in self.fourier for wave in (torch.sin, torch.cos)]
+
+
+class UNet(Configured, UNetDescent):
     """The network F of pixel diffusion; defaults are DDPM's for CIFAR-10.
 
     in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
@@ -52,7 +98,8 @@ class UNet(Configured, nn.Module):
     blocks: residual blocks a resolution on the way down, one more on the way up.
     attention: the resolutions with attention, 0 the finest; the middle always has it. heads: of every attention.
     context: width of `condition.tokens`, None without. vector: width of `condition.vector`, None without.
-    image_channels: of `condition.image`, which joins x. numbers: names in `condition.numbers`.
+    image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
+    numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
     groups: of the norms, at most. asymmetric: pad downsampling below and right only, as the original does.
     embedding: how the level, an integer step for DDPM, becomes waves.
     fourier: octaves n of sin and cos of 2^n pi x that join x, so that the last bits of a nearly clean picture can be
@@ -73,6 +120,8 @@ class UNet(Configured, nn.Module):
         vector: int | None = None,
         image_channels: int = 0,
         numbers: tuple[str, ...] = (),
+        controls: dict[str, int] | None = None,
+        adapters: dict[str, int] | None = None,
         dropout: float = 0.0,
         groups: int = 32,
         eps: float = 1e-6,
@@ -97,6 +146,8 @@ class UNet(Configured, nn.Module):
             vector=vector,
             image_channels=image_channels,
             numbers=numbers,
+            controls=controls,
+            adapters=adapters,
         )
 
         def stage(before: int, after: int, attend: bool) -> _Stage:
@@ -109,8 +160,7 @@ class UNet(Configured, nn.Module):
                 attends(context) if attend and context is not None else None,
             )
 
-        read = in_channels * (1 + 2 * len(fourier)) + image_channels
-        self.inward = nn.Conv2d(read, channels, 3, padding=1)
+        self.inward = nn.Conv2d(self.embed.channels + 2 * len(fourier) * in_channels, channels, 3, padding=1)
         initialise(self.inward)
         widths = [channels * m for m in multipliers]
         here, skips = channels, [channels]
@@ -143,39 +193,22 @@ class UNet(Configured, nn.Module):
         self.norm = norm("group", here, groups=groups, eps=eps)
         self.outward = zero(nn.Conv2d(here, out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
+    def forward(
+        self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION, added: Sequence[Tensor] = ()
+    ) -> Tensor:
         """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
 
+        `added` joins what the way down has made: a feature map for each of them, in order, and one for the middle.
         Returns x's dtype. Any H and W of at least 2^(resolutions - 1). Raises ValueError for sizes, channels and parts
         of the condition that do not fit.
         """
-        dtype, smallest, waves = x.dtype, 2 ** (len(self.down) - 1), self._waves(x)
-        if min(x.shape[2:]) < smallest:
-            raise ValueError(
-                f"x of {x.shape[2]} x {x.shape[3]} cannot be halved {len(self.down) - 1} times; "
-                f"give it at least {smallest} x {smallest}, or build with fewer multipliers"
-            )
-        x, c, tokens = self.embed(x, level, condition)
-        c, mask = F.silu(c), condition.mask
-        h = self.inward(torch.cat((x, *(wave.to(x.dtype) for wave in waves)), 1) if waves else x)
-        skips = [h]
-        for i, stages in enumerate(self.down):
-            for stage in cast(nn.ModuleList, stages):
-                h = stage(h, c, tokens, mask)
-                skips.append(h)
-            if i < len(self.downsample):
-                h = self.downsample[i](h)
-                skips.append(h)
-        for stage in self.middle:
-            h = stage(h, c, tokens, mask)
+        h, skips, c, tokens = self.descend(x, level, condition)
+        if added:
+            *beside, below = added
+            h, skips = h + below, [skip + more for skip, more in zip(skips, beside, strict=True)]
         for i, stages in enumerate(self.up):
             for stage in cast(nn.ModuleList, stages):
-                h = stage(torch.cat((h, skips.pop()), 1), c, tokens, mask)
+                h = stage(torch.cat((h, skips.pop()), 1), c, tokens, condition.mask)
             if i < len(self.upsample):
                 h = self.upsample[i](h, skips[-1].shape[2:])
-        return self.outward(F.silu(self.norm(h))).to(dtype)
-
-    def _waves(self, x: Tensor) -> list[Tensor]:
-        # in float32 at least: 2^8 pi x in bfloat16 is off by whole turns
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return [wave(2.0**n * math.pi * x) for n in self.fourier for wave in (torch.sin, torch.cos)]
+        return self.outward(F.silu(self.norm(h))).to(x.dtype)
