@@ -6,5 +6,16 @@ from carrara.nn.embed import Embedding, Fourier, Sinusoidal
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.transformer import TextTransformer
 from carrara.nn.unet import UNet
+from carrara.nn.vae import LadderNetwork
 
-__all__ = ["DiT", "Embedding", "Fourier", "ImageEncoder", "KLAutoencoder", "Sinusoidal", "TextTransformer", "UNet"]
+__all__ = [
+    "DiT",
+    "Embedding",
+    "Fourier",
+    "ImageEncoder",
+    "KLAutoencoder",
+    "LadderNetwork",
+    "Sinusoidal",
+    "TextTransformer",
+    "UNet",
+]
