@@ -147,6 +147,13 @@ TABLES: dict[str, dict[str, str]] = {
     "autoencoder": {
         "kl": "carrara.nn.autoencoder:KLAutoencoder",
     },
+    "quantizer": {
+        "fsq": "carrara.nn.quantize:FSQ",
+        "vq": "carrara.nn.quantize:VectorQuantizer",
+    },
+    "token_network": {
+        "causal": "carrara.nn.causal:CausalTransformer",
+    },
     "text_network": {
         "transformer": "carrara.nn.transformer:TextTransformer",
     },
@@ -177,6 +184,7 @@ TABLES: dict[str, dict[str, str]] = {
         "unconditional": "carrara.text:Unconditional",
     },
     "generator": {
+        "autoregressive": "carrara.autoregressive:AutoregressiveGenerator",
         "diffusion": f"{_D}.generator:DiffusionGenerator",
         "gan": "carrara.gan:GanGenerator",
         "vae": "carrara.vae:VaeGenerator",
@@ -184,11 +192,14 @@ TABLES: dict[str, dict[str, str]] = {
     "decoder": {
         "latents": "carrara.decoder.latents:Latents",
         "pixels": "carrara.decoder.pixels:Pixels",
+        "tokens": "carrara.decoder.tokens:Tokens",
     },
     "task": {
         "autoencoder": "carrara.train.tasks.autoencoder:AutoencoderRecipe",
+        "autoregressive": "carrara.train.tasks.autoregressive:AutoregressiveRecipe",
         "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
+        "tokens": "carrara.train.tasks.tokens:TokensRecipe",
         "vae": "carrara.train.tasks.vae:VaeRecipe",
     },
 }

@@ -35,7 +35,9 @@ def heldout_figures(state: State, loader: BatchSource, rows: int) -> dict[str, f
             )
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
-    return {name: value / len(batch) for name, value in sums.items()}
+    means = {name: value / len(batch) for name, value in sums.items()}
+    derived = getattr(state.task, "derived", None)
+    return {**means, **derived(means)} if derived else means
 
 
 def pictures(state: State) -> Tensor | None:

@@ -46,7 +46,8 @@ class Task(Protocol):
 
     A task may also have `networks: tuple[nn.Module, ...]`, the modules whose `forward` is worth compiling
     (otherwise the values of `modules` are), `after_step(world: World)`, called in every process when a step's
-    optimisers have moved, and `warnings(figures) -> Sequence[str]`, what of its held-out figures a person should be
+    optimisers have moved, `derived(figures) -> dict[str, float]`, figures that follow from the means over all held-out
+    rows (a perplexity from a cross-entropy), and `warnings(figures) -> Sequence[str]`, what of them a person should be
     warned of (a collapse, say). Modules keep the train or eval mode that the task gave them.
     """
 

@@ -5,16 +5,20 @@ Each is a recipe (a frozen object that a file can say) whose `create` makes the 
 """
 
 from carrara.train.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask
+from carrara.train.tasks.autoregressive import AutoregressiveRecipe, AutoregressiveTask
 from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
 from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
 from carrara.train.tasks.gan import GanRecipe, GanTask
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
 from carrara.train.tasks.part import PartTask, TaskRecipe
+from carrara.train.tasks.tokens import TokensRecipe, TokensTask
 from carrara.train.tasks.vae import VaeRecipe, VaeTask
 
 __all__ = [
     "AutoencoderRecipe",
     "AutoencoderTask",
+    "AutoregressiveRecipe",
+    "AutoregressiveTask",
     "ContrastiveRecipe",
     "ContrastiveTask",
     "DiffusionRecipe",
@@ -25,6 +29,8 @@ __all__ = [
     "GeneratorTask",
     "PartTask",
     "TaskRecipe",
+    "TokensRecipe",
+    "TokensTask",
     "VaeRecipe",
     "VaeTask",
 ]
