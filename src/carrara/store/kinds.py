@@ -199,6 +199,7 @@ TABLES: dict[str, dict[str, str]] = {
         "autoregressive": "carrara.train.tasks.autoregressive:AutoregressiveRecipe",
         "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
+        "gan": "carrara.train.tasks.gan:GanRecipe",
         "tokens": "carrara.train.tasks.tokens:TokensRecipe",
         "vae": "carrara.train.tasks.vae:VaeRecipe",
     },
