@@ -54,7 +54,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: str
-    count: int
+    numbers: int
 
 
 class _View(NamedTuple):
@@ -109,9 +109,9 @@ def _tensors(views: dict[str, _View], keys: Any, data: bytes, at: int) -> dict[s
     rows = {}
     for key in keys:
         storage = known[key]
-        if int.from_bytes(data[at : at + 8], "little") != storage.count:
+        if int.from_bytes(data[at : at + 8], "little") != storage.numbers:
             raise ValueError(f"storage {key!r} has another length than its tensors say")
-        rows[key] = np.frombuffer(data, storage.dtype, storage.count, at + 8).copy()
+        rows[key] = np.frombuffer(data, storage.dtype, storage.numbers, at + 8).copy()
         at += 8 + rows[key].nbytes
     if at != len(data):
         raise ValueError(f"{len(data) - at} bytes are left over")
@@ -119,7 +119,7 @@ def _tensors(views: dict[str, _View], keys: Any, data: bytes, at: int) -> dict[s
         raise ValueError("its tensors have more numbers than it holds")
     found = {}
     for name, view in views.items():
-        if view.end > view.storage.count:
+        if view.end > view.storage.numbers:
             raise ValueError(f"{name!r} reaches beyond its storage")
         row = torch.from_numpy(rows[view.storage.key])
         found[name] = row.as_strided(view.shape, view.stride, view.offset).contiguous()
