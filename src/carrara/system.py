@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from carrara.image import to_pixels
 from carrara.rng import Rng
 from carrara.run import finish, run
 from carrara.text import TextEncoder
-from carrara.types import Ask, Condition, Request, Round, Rounds, Space, Step
+from carrara.types import Ask, Condition, Estimate, Request, Round, Rounds, Space, Step
 
 __all__ = ["Frame", "Generator", "System"]
 
@@ -100,16 +100,34 @@ class System:
                 "a request has one of each a picture"
             )
         self._check_inputs(request)
+        self._check_candidates(request)
         shape = self._shape(request)
         both = yield from self.text.start(prompts + negative)
         condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
         rng = Rng.seeds(request.seeds)
+        if request.candidates > 1:
+            request, condition, null, rng = _every(request, condition, null)
         more: dict[str, Any] = {}
         if request.inputs:
             more["inputs"] = yield from self._encoded(request.inputs, shape)
         z = yield from self.generator.start(shape, condition, null, rng.fork("generator"), request.settings, **more)
         images = yield from self.decoder.start(z, condition, null, rng.fork("decoder"))
-        return _put_back(images, request.inputs)
+        images = _put_back(images, request.inputs)
+        if request.candidates > 1:
+            likeness = yield from self.text.match(images, request.prompts)  # type: ignore[attr-defined]
+            images = _best(images, likeness, len(prompts))
+        return images
+
+    def _check_candidates(self, request: Request) -> None:
+        if request.candidates < 1:
+            raise ValueError(f"candidates = {request.candidates}; give 1, or how many are drawn of each picture")
+        if request.candidates > 1 and not hasattr(self.text, "match"):
+            raise ValueError(
+                f"{request.candidates} candidates of a picture are told apart by how well they fit its prompt, and this "
+                "system's text encoder has not learnt from pictures; leave candidates out, or train with one that has"
+            )
+        if request.candidates > 1 and not all(request.prompts):
+            raise ValueError("a picture without a prompt has no best candidate; give every picture a prompt")
 
     def _check_inputs(self, request: Request) -> None:
         inputs, takes = request.inputs, tuple(getattr(self.generator, "inputs", ()))
@@ -142,12 +160,12 @@ class System:
         if size is None:
             return shape
         _, height, width = self.decoder.pictures.shape
-        down = height // shape[1]
+        down = height // shape[-2]
         if size[0] % down or size[1] % down:
             raise ValueError(
                 f"size {size[0]} x {size[1]}; this system makes multiples of {down}, and {height} x {width} best"
             )
-        return (shape[0], size[0] // down, size[1] // down)
+        return (*shape[:-2], size[0] // down, size[1] // down)
 
     def generate(
         self,
@@ -158,6 +176,7 @@ class System:
         size: tuple[int, int] | None = None,
         inputs: Mapping[str, Tensor] | None = None,
         settings: Any = None,
+        candidates: int = 1,
     ) -> Iterator[Frame]:
         """Frames of one request: each finished step, then the pictures (`final`).
 
@@ -168,6 +187,10 @@ class System:
         where the image may change; what the mask keeps is the image's own, value for value. `settings.editing` says how
         much changes. A single prompt or picture serves all seeds. Stop early by closing the iterator. Raises ValueError
         for lengths and sizes that differ.
+
+        Of so many `candidates` of each picture, the first of which is the picture without this, the one is kept that
+        fits its prompt best, as the text encoder sees it, which must have learnt from pictures, too (Ramesh et al.
+        2021). Steps show the first ones.
         """
         prompts, seeds = _texts("prompts", prompts), _seeds(seeds)
         if negative is not None:
@@ -183,6 +206,7 @@ class System:
             size,
             {name: x.expand(len(seeds), *x.shape[1:]) if len(x) == 1 else x for name, x in (inputs or {}).items()},
             settings,
+            candidates,
         )
         steps = run(self.start(request))
         count = 0
@@ -193,6 +217,7 @@ class System:
                 images = finished.value
                 break
             count += 1
+            step = _first(step, len(seeds))
             yield Frame(count, False, request.seeds, self.decoder.depth, step, self._preview(step))
         yield Frame(count, True, request.seeds, self.decoder.depth, None, lambda: images)
 
@@ -202,6 +227,33 @@ class System:
             return finish(self.decoder.start(step.estimate.mean, Condition(), Condition(), rng))  # type: ignore[no-any-return]
 
         return images
+
+
+def _every(request: Request, condition: Condition, null: Condition) -> tuple[Request, Condition, Condition, Rng]:
+    """The request and its conditions with all candidates: the first of each picture, then the second of each, and on."""
+    count, seeds = request.candidates, request.seeds
+    rows = list(range(len(seeds))) * count
+    inputs = {name: x[rows] for name, x in request.inputs.items()}
+    every = replace(request, prompts=request.prompts * count, seeds=seeds * count, inputs=inputs)
+    further = [(seed, "candidate", number) for number in range(1, count) for seed in seeds]
+    rng = Rng([*((seed,) for seed in seeds), *further], place=0)
+    return every, condition.rows(rows), null.rows(rows), rng
+
+
+def _best(images: Tensor, likeness: Tensor, pictures: int) -> Tensor:
+    """Of the candidates' images, ordered as `_every` does, the likeliest of each picture; of equals the first."""
+    best = likeness.view(-1, pictures).argmax(0)
+    return images.unflatten(0, (-1, pictures))[best, torch.arange(pictures, device=best.device)]
+
+
+def _first(step: Step, pictures: int) -> Step:
+    """The step of each picture's first candidate."""
+    mean, mix = step.estimate
+    estimate = Estimate(mean[:pictures], None if mix is None else mix[:pictures])
+    show = step.show
+    return step._replace(
+        x=step.x[:pictures], estimate=estimate, show=None if show is None else lambda: show()[:pictures]
+    )
 
 
 def _texts(name: str, given: object) -> list[str]:

@@ -227,11 +227,15 @@ class Ask(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A finished stride of a sampling: the noisy x, its time, and what was believed there."""
+    """A finished stride of a sampling: the noisy x, its time, and what was believed there.
+
+    `show`, where it is given, makes the pictures of that; otherwise the estimate is a z, which the decoder shows.
+    """
 
     x: Tensor
     t: float
     estimate: Estimate
+    show: Callable[[], Tensor] | None = None
 
 
 class Round(NamedTuple):
@@ -258,3 +262,5 @@ class Request:
     size: tuple[int, int] | None = None  # (height, width) in pixels; None is the system's own
     inputs: Mapping[str, Tensor] = field(default_factory=dict)  # pictures, masks, controls by name, (B, C, H, W)
     settings: Any = None  # the generator's own settings object; None is its default
+    candidates: int = 1  # draws of each picture, of which the one that fits its prompt best is kept
+    decoding: Any = None  # the decoder's: a `Decoding`; None is as it was saved

@@ -98,6 +98,10 @@ class Tokens(Configured, nn.Module):
             )
         return self.autoencoder.decode(self.quantizer.embed(z)).clamp(-1, 1)  # type: ignore[operator]
 
+    def preview(self, z: Tensor) -> Tensor:
+        """The pictures."""
+        return self.decode(z)
+
     @torch.no_grad()
     def measure(self, pictures: Iterable[Tensor]) -> Use:
         """How the vocabulary is used, over batches of pictures (B, C, H, W)."""
