@@ -19,7 +19,8 @@ def test_names_and_sizes_of_the_published_file() -> None:
         whole = InceptionV3()
     state = whole.state_dict()
     assert len(state) == 94 * 6 + 2  # 94 convolutions, and the classes
-    assert sum(p.numel() for p in whole.parameters()) == 23_885_392
+    without_classes = 21_768_352 + 17_216  # Keras's without its norms' scales, and these
+    assert sum(p.numel() for p in whole.parameters()) == without_classes + 1008 * 2049
     assert state["Mixed_6c.branch7x7dbl_4.conv.weight"].shape == (160, 160, 7, 1)
     assert state["Mixed_7c.branch3x3dbl_3b.bn.running_var"].shape == (384,)
     assert state["fc.weight"].shape == (1008, 2048)

@@ -1,17 +1,27 @@
-"""CLIP and DINOv2 equal transformers' own on tiny random weights, loaded by name without a leftover."""
+"""CLIP and DINOv2 equal transformers' own on tiny random weights, loaded from its files without a leftover."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from carrara.nn.vit import Clip, ClipShape, ClipTower, Dinov2, Dinov2Shape
 
 transformers = pytest.importorskip("transformers")
 
 
+def saved(module: Any, place: Path) -> dict[str, torch.Tensor]:
+    """The tensors as its file names them."""
+    module.save_pretrained(place)
+    return load_file(place / "model.safetensors")
+
+
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_clip(activation: str) -> None:
+def test_clip(activation: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3,
              "hidden_act": activation}  # fmt: skip
@@ -24,7 +34,7 @@ def test_clip(activation: str) -> None:
     other = transformers.CLIPModel(config).eval()
     tower = ClipTower(width=24, hidden=40, depth=2, heads=3, quick=activation == "quick_gelu")
     ours = Clip(ClipShape(tower, tower, size=32, patch=8, vocabulary=50, length=9, projection=16)).eval()
-    ours.load_state_dict(other.state_dict(), strict=True)
+    ours.load_state_dict(saved(other, tmp_path), strict=True)
     x = torch.randn(3, 3, 32, 32)
     ids = torch.tensor([[48, 3, 4, 49, 49, 49], [48, 1, 2, 5, 6, 49], [48, 49, 49, 49, 49, 49]])
     with torch.no_grad():
@@ -35,7 +45,7 @@ def test_clip(activation: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(28, 28), (42, 28)])
-def test_dinov2(size: tuple[int, int]) -> None:
+def test_dinov2(size: tuple[int, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=28, patch_size=7
@@ -46,7 +56,7 @@ def test_dinov2(size: tuple[int, int]) -> None:
             if "lambda1" in name or "embeddings" in name:
                 parameter.normal_()
     ours = Dinov2(Dinov2Shape(width=24, hidden=48, depth=2, heads=3, size=28, patch=7)).eval()
-    ours.load_state_dict(other.state_dict(), strict=True)
+    ours.load_state_dict(saved(other, tmp_path), strict=True)
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), other(x).pooler_output)
