@@ -71,9 +71,9 @@ class Condition:
     mask: Tensor | None = None  # (B, L) bool, True where a token counts
     vector: Tensor | None = None  # (B, D) pooled text or label
     numbers: Mapping[str, Tensor] = field(default_factory=dict)  # (B,) each: augmentation level, sizes, guidance
-    image: Tensor | None = None  # (B, C, H, W) to be concatenated: low resolution, mask, depth
-    controls: Mapping[str, Tensor] = field(default_factory=dict)  # (B, C, H, W) each, for control networks
-    adapters: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, D) each: picture tokens
+    image: Tensor | None = None  # (B, C, H, W) to be concatenated: low resolution
+    controls: Mapping[str, Tensor] = field(default_factory=dict)  # (B, C, H, W) each: edges, masks, ...; zero is none
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, D) each: picture tokens; zero is none
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """The condition with `function` applied to every tensor in it."""
@@ -104,6 +104,17 @@ class Condition:
         empty: dict[str, Any] = {"numbers": {}, "controls": {}, "adapters": {}}
         changed: dict[str, Any] = {name: empty.get(name) for name in gone}
         return replace(self, **changed)
+
+    def without(self, names: Sequence[str]) -> Condition:
+        """The condition with the `controls` and `adapters` of these names at zero, which says that none was given."""
+        if unknown := sorted(set(names) - {*self.controls, *self.adapters}):
+            known = sorted({*self.controls, *self.adapters})
+            raise ValueError(f"the condition has no input {unknown}; its inputs are {known}")
+
+        def zeroed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: torch.zeros_like(x) if name in names else x for name, x in inputs.items()}
+
+        return replace(self, controls=zeroed(self.controls), adapters=zeroed(self.adapters))
 
     def where(self, keep: Tensor, other: Condition) -> Condition:
         """Row by row this condition where `keep` (B,) is true, else `other` (one row, or B rows)."""
