@@ -32,3 +32,7 @@ class Pixels(Configured, nn.Module):
         """The pictures as they are."""
         yield from ()
         return z
+
+    def preview(self, z: Tensor) -> Tensor:
+        """The pictures as they are."""
+        return z

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from carrara.config import Configured
 from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise, match_channels, norm
+from carrara.nn.reach import Stretch, halo, needed
 
 __all__ = ["KLAutoencoder"]
 
@@ -36,6 +37,10 @@ class _Fold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) + match_channels(F.pixel_unshuffle(x, 2), self.out)
 
+    def needed(self, outputs: Stretch) -> Stretch | None:
+        """See carrara.nn.reach: what the convolution needs holds what the shortcut does."""
+        return needed(self.conv, outputs)
+
 
 class _Unfold(nn.Module):
     """Twice the size: channels, made by a convolution and by repetition, unfolded into space."""
@@ -47,6 +52,10 @@ class _Unfold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.conv(x) + match_channels(x, self.conv.out_channels), 2)
+
+    def needed(self, outputs: Stretch) -> Stretch | None:
+        """See carrara.nn.reach."""
+        return needed((self.conv, nn.PixelShuffle(2)), outputs)
 
 
 class _ToLatent(nn.Module):
@@ -63,6 +72,10 @@ class _ToLatent(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(x) + match_channels(x, self.mean.out_channels), self.logvar(x)
 
+    def needed(self, outputs: Stretch) -> Stretch | None:
+        """See carrara.nn.reach."""
+        return needed(self.mean, outputs)
+
 
 class _FromLatent(nn.Module):
     """A convolution, plus the repeated channels."""
@@ -74,6 +87,10 @@ class _FromLatent(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.conv(z) + match_channels(z, self.conv.out_channels)
+
+    def needed(self, outputs: Stretch) -> Stretch | None:
+        """See carrara.nn.reach."""
+        return needed(self.conv, outputs)
 
 
 class KLAutoencoder(Configured, nn.Module):
@@ -135,6 +152,21 @@ class KLAutoencoder(Configured, nn.Module):
         """Latents (B, latent, h, w) to pictures (B, channels, h * down, w * down), not clipped, in the dtype of z."""
         check_channels(z, self.latent, "z")
         return F.pixel_shuffle(self.decoder(z.to(dtype_of(self))), self.patch).to(z.dtype)
+
+    @property
+    def last(self) -> nn.Parameter:
+        """The weights of the decoder's last layer, at which losses are weighed against one another."""
+        return cast(nn.Conv2d, self.decoder[-1]).weight
+
+    @property
+    def halos(self) -> tuple[int | None, int | None]:
+        """How far encoding and decoding see beyond a part: pixels of x, and pixels of z; None with the norm "group".
+
+        Encoding's is a multiple of `down`.
+        """
+        layers = (nn.PixelUnshuffle(self.patch), *self.encoder)
+        inward, outward = halo(layers, self.down, 1), halo((*self.decoder, nn.PixelShuffle(self.patch)), 1, self.down)
+        return None if inward is None else -(-inward // self.down) * self.down, outward
 
     def forward(self, x: Tensor) -> Tensor:
         """The picture decoded from its mean latent."""
