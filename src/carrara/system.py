@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from carrara.conditions import Input, read_by, tell
 from carrara.decoder import Decoder
 from carrara.errors import RecipeError
 from carrara.image import to_pixels
@@ -108,9 +109,10 @@ class System:
         if request.candidates > 1:
             request, condition, null, rng = _every(request, condition, null)
         more: dict[str, Any] = {}
-        if request.inputs:
-            more["inputs"] = yield from self._encoded(request.inputs, shape)
-        z = yield from self.generator.start(shape, condition, null, rng.fork("generator"), request.settings, **more)
+        if edits := self.edits(request.inputs):
+            more["inputs"] = yield from self._encoded(edits, shape)
+        told, void = yield from self._told(condition, null, request, shape)
+        z = yield from self.generator.start(shape, told, void, rng.fork("generator"), request.settings, **more)
         images = yield from self.decoder.start(z, condition, null, rng.fork("decoder"))
         images = _put_back(images, request.inputs)
         if request.candidates > 1:
@@ -130,7 +132,8 @@ class System:
             raise ValueError("a picture without a prompt has no best candidate; give every picture a prompt")
 
     def _check_inputs(self, request: Request) -> None:
-        inputs, takes = request.inputs, tuple(getattr(self.generator, "inputs", ()))
+        inputs, needs = request.inputs, [name for one in self.conditions for name in one.needs]
+        takes = tuple(dict.fromkeys([*getattr(self.generator, "inputs", ()), *needs]))
         if other := sorted(set(inputs) - set(takes)):
             known = f"this system reads {' and '.join(takes)}" if takes else "no part of this system reads any"
             raise ValueError(f"inputs {other} were given, and {known}")
@@ -147,6 +150,35 @@ class System:
             have = " x ".join(map(str, inputs["image"].shape[2:]))
             raise ValueError(f"size {request.size[0]} x {request.size[1]} was asked for, and the image has {have}")
 
+        for one in self.conditions:
+            if one.needs == (one.name,) and one.name in inputs:
+                _check_picture(one.name, inputs[one.name], (len(request.seeds), one.planes), one.low)
+                wanted = one.side or tuple(n * self._down for n in self._shape(request)[-2:])
+                if (have := tuple(inputs[one.name].shape[2:])) != wanted:
+                    raise ValueError(f"{one.name} has {have[0]} x {have[1]} pixels, expected {wanted[0]} x {wanted[1]}")
+
+    @property
+    def conditions(self) -> tuple[Input, ...]:
+        """What the generator is told beside text, each by pictures of a request."""
+        return tuple(getattr(self.generator, "conditions", ()))
+
+    def edits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of a request's inputs those that a picture is edited by: "image" and "mask", unless the generator reads them."""
+        read = read_by(self.conditions, inputs)
+        return {name: x for name, x in inputs.items() if name in ("image", "mask") and name not in read}
+
+    def _told(self, condition: Condition, null: Condition, request: Request, shape: tuple[int, ...]) -> Rounds:
+        """Both conditions with the inputs, in both the same: what is inside of `Follow` guides by the text alone."""
+        if not self.conditions:
+            return condition, null
+        rows, device = len(request.seeds), _device(self.generator)
+        told: Condition = yield from tell(
+            condition, self.conditions, request.inputs, rows=rows, size=shape[-2:], device=device
+        )
+        if condition.tokens is None and condition.vector is None:  # without text, the null says the same
+            return told, told
+        return told, replace(null, controls=told.controls, adapters=told.adapters)
+
     def _encoded(self, inputs: Mapping[str, Tensor], shape: tuple[int, ...]) -> Rounds:
         """The inputs in the generator's space; a cell of z may change where any of its pixels may."""
         ((z,),) = yield Round((Ask(self.decoder.encode, (inputs["image"].to(_device(self.decoder)),)),))
@@ -159,13 +191,17 @@ class System:
         size = tuple(request.inputs["image"].shape[2:]) if "image" in request.inputs else request.size
         if size is None:
             return shape
-        _, height, width = self.decoder.pictures.shape
-        down = height // shape[-2]
+        (_, height, width), down = self.decoder.pictures.shape, self._down
         if size[0] % down or size[1] % down:
             raise ValueError(
                 f"size {size[0]} x {size[1]}; this system makes multiples of {down}, and {height} x {width} best"
             )
         return (*shape[:-2], size[0] // down, size[1] // down)
+
+    @property
+    def _down(self) -> int:
+        """Pixels a side of a cell of z."""
+        return self.decoder.pictures.shape[-2] // self.decoder.space.shape[-2]
 
     def generate(
         self,
@@ -185,8 +221,9 @@ class System:
 
         `inputs` are pictures (N, C, H, W) to begin from: "image" in [-1, 1], and "mask" with one channel in [0, 1], 1
         where the image may change; what the mask keeps is the image's own, value for value. `settings.editing` says how
-        much changes. A single prompt or picture serves all seeds. Stop early by closing the iterator. Raises ValueError
-        for lengths and sizes that differ.
+        much changes. What a generator is told beside text (its `conditions`) is given by name, with `planes` channels
+        in [`low`, 1] each. A single prompt or picture serves all seeds. Stop early by closing the iterator. Raises
+        ValueError for lengths and sizes that differ, and for an input that the generator cannot go without.
 
         Of so many `candidates` of each picture, the first of which is the picture without this, the one is kept that
         fits its prompt best, as the text encoder sees it, which must have learnt from pictures, too (Ramesh et al.

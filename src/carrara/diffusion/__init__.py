@@ -21,6 +21,7 @@ from carrara.diffusion.draw import (
     Uniform,
 )
 from carrara.diffusion.edit import Editing, inpaint, interpolate, invert, partial, progressive, slerp
+from carrara.diffusion.follow import Follow
 from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
 from carrara.diffusion.guidance import Autoguidance, ClassifierFree, Composed, Guidance, Plain, guide
 from carrara.diffusion.learned import LearnedLogSNR
@@ -123,6 +124,7 @@ __all__ = [
     "Epsilon",
     "EveryAxis",
     "Flow",
+    "Follow",
     "GaussianProbes",
     "Given",
     "GivenBetas",

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
-from carrara.config import Configured
+from carrara.config import Configured, Role
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.edit import Editing, edit
 from carrara.diffusion.guidance import ClassifierFree, Guidance, guide
@@ -34,7 +34,10 @@ class SamplingSettings:
 
 
 class DiffusionGenerator(Configured, nn.Module):
-    """Makes z of `space` from noise under a condition; `reads` is the space of the text encoder it was trained with."""
+    """Makes z of `space` from noise under a condition; `reads` is the space of the text encoder it was trained with.
+
+    `conditions` are what it is told beside text, each by a picture of its name (`carrara.conditions`).
+    """
 
     inputs: ClassVar[tuple[str, ...]] = ("image", "mask")
 
@@ -45,12 +48,14 @@ class DiffusionGenerator(Configured, nn.Module):
         *,
         reads: Space | None = None,
         settings: SamplingSettings = SamplingSettings(),
+        conditions: tuple[Annotated[nn.Module, Role("input")], ...] = (),
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.space = space
         self.reads = reads
         self.settings = settings
+        self.conditions = nn.ModuleList(conditions)
 
     def times(self, settings: SamplingSettings | None = None) -> Times:
         """The grid that a sampling with these settings walks."""

@@ -228,9 +228,12 @@ def guide(
         query = next(sampling)
         while True:
             branches = guidance.branches(denoiser, condition, null, query.t)
+            different = {(id(b.denoiser), id(b.condition)): b for b in branches}  # what is asked twice is asked once
             times = _rows(query.t, query.x)
-            answers = yield Round(tuple(Ask(b.denoiser, (query.x, times, b.condition)) for b in branches), step)
-            estimate = guidance.combine([Estimate(*answer) for answer in answers], denoiser, query.x, query.t)
+            asks = tuple(Ask(b.denoiser, (query.x, times, b.condition)) for b in different.values())
+            answers = dict(zip(different, (yield Round(asks, step)), strict=True))
+            estimates = [Estimate(*answers[id(b.denoiser), id(b.condition)]) for b in branches]
+            estimate = guidance.combine(estimates, denoiser, query.x, query.t)
             # a time for each row is no stride that all of them have made
             step = None if query.inner or isinstance(query.t, Tensor) else Step(query.x, query.t, estimate)
             query = sampling.send(estimate)

@@ -135,6 +135,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bounded-threshold": f"{_F}.threshold:BoundedThreshold",
         "classifier-free": f"{_D}.guidance:ClassifierFree",
         "clip": f"{_D}.limits:Clip",
+        "follow": f"{_D}.follow:Follow",
         "plain": f"{_D}.guidance:Plain",
         "projected": f"{_D}.projection:Projected",
         "rescale": f"{_D}.limits:Rescale",
@@ -155,6 +156,9 @@ TABLES: dict[str, dict[str, str]] = {
         "causal": "carrara.nn.causal:CausalTransformer",
     },
     "text_network": {
+        "bert": "carrara.nn.bert_text:BertTextEncoder",
+        "clip": "carrara.nn.clip_text:CLIPTextTower",
+        "t5": "carrara.nn.t5_text:T5TextEncoder",
         "transformer": "carrara.nn.transformer:TextTransformer",
     },
     "picture_network": {
@@ -174,14 +178,30 @@ TABLES: dict[str, dict[str, str]] = {
         "discretised-normal": "carrara.vae:DiscretisedNormal",
         "normal": "carrara.vae:Normal",
     },
+    "input": {
+        "edges": "carrara.conditions.edges:Edges",
+        "embedding": "carrara.conditions.embedding:Embedding",
+        "layout": "carrara.conditions.layout:Layout",
+        "map": "carrara.conditions.map:Map",
+        "mask": "carrara.conditions.mask:Mask",
+        "small": "carrara.conditions.small:SmallImage",
+    },
+    "control_network": {
+        "dit": "carrara.nn.control:DiTControl",
+        "unet": "carrara.nn.control:UNetControl",
+    },
+    "control": {
+        "control": "carrara.conditions.control:Control",
+    },
     "embedding": {
         "fourier": "carrara.nn.embed:Fourier",
         "sinusoidal": "carrara.nn.embed:Sinusoidal",
     },
     "text": {
-        "contrastive": "carrara.text:ContrastiveText",
-        "labels": "carrara.text:Labels",
-        "unconditional": "carrara.text:Unconditional",
+        "contrastive": "carrara.text.contrastive:ContrastiveText",
+        "labels": "carrara.text.labels:Labels",
+        "pretrained": "carrara.text.pretrained:PretrainedText",
+        "unconditional": "carrara.text.unconditional:Unconditional",
     },
     "generator": {
         "autoregressive": "carrara.autoregressive:AutoregressiveGenerator",
@@ -198,6 +218,7 @@ TABLES: dict[str, dict[str, str]] = {
         "autoencoder": "carrara.train.tasks.autoencoder:AutoencoderRecipe",
         "autoregressive": "carrara.train.tasks.autoregressive:AutoregressiveRecipe",
         "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
+        "control": "carrara.train.tasks.control:ControlRecipe",
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
         "gan": "carrara.train.tasks.gan:GanRecipe",
         "tokens": "carrara.train.tasks.tokens:TokensRecipe",
