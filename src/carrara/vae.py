@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -45,10 +45,12 @@ __all__ = [
     "VaeGenerator",
     "VaeObjective",
     "VaeSettings",
+    "collapse",
     "vae_bound",
 ]
 
 _LIMIT = 12.0  # of log scales, softly
+_COLLAPSED = 0.1  # bits of a level, a picture
 
 
 class Likelihood(ABC):
@@ -299,11 +301,22 @@ class VaeBound(NamedTuple):
         return self.total / (self.dimensions * math.log(2))
 
 
-def vae_bound(generator: VaeGenerator, x: Tensor, condition: Condition, rng: Rng, *, terms: int = 1) -> VaeBound:
-    """The bound of x (B, *space.shape) from `terms` draws of z a row, one network call each."""
+def vae_bound(
+    generator: VaeGenerator,
+    x: Tensor,
+    condition: Condition,
+    rng: Rng,
+    *,
+    terms: int = 1,
+    called: Callable[[], None] = lambda: None,
+) -> VaeBound:
+    """The bound of x (B, *space.shape) from `terms` draws of z a row: one network call each, then `called()`."""
     if terms < 1:
         raise ValueError(f"terms = {terms}; a bound takes at least one draw of z")
-    draws = [generator.posterior(x, condition, rng.fork("draw", k)) for k in range(terms)]
+    draws = []
+    for k in range(terms):
+        draws.append(generator.posterior(x, condition, rng.fork("draw", k)))
+        called()
     weights = torch.stack([draw.log_weight for draw in draws])
     return VaeBound(
         torch.stack([draw.reconstruction for draw in draws]).mean(0),
@@ -312,6 +325,24 @@ def vae_bound(generator: VaeGenerator, x: Tensor, condition: Condition, rng: Rng
         terms,
         x[0].numel(),
     )
+
+
+def collapse(bits: Sequence[float]) -> str | None:
+    """What is to be said of levels that hold so many bits a picture each, coarsest first; None where all say something.
+
+    A level whose posterior is its prior is switched off: it costs nothing and says nothing (Bowman et al. 2016).
+    """
+    gone = [level for level, held in enumerate(bits, 1) if held < _COLLAPSED]
+    advice = "a longer objective.warmup or some objective.free_bits in training may hold it open"
+    if not gone:
+        return None
+    if len(gone) == len(bits):
+        return (
+            f"the posterior has collapsed onto the prior: z holds {sum(bits):.2g} bits of a picture, so that what is "
+            f"made depends on the condition alone; {advice}"
+        )
+    which = " and ".join(f"{level} ({bits[level - 1]:.2g} bits a picture)" for level in gone)
+    return f"of {len(bits)} levels of z, coarsest first, the posterior has collapsed in {which}; {advice}"
 
 
 @dataclass(frozen=True)

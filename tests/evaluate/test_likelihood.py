@@ -33,7 +33,8 @@ from carrara.diffusion import (
     vlb_terms,
 )
 from carrara.errors import NonFiniteError, RecipeError, StorageError
-from carrara.evaluate.likelihood import BoundMeasure, Figure, Ledger, OdeMeasure, Subject, default_variance, profile
+from carrara.evaluate.likelihood import Figure, Ledger, Subject
+from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure, default_variance, profile
 from carrara.evaluate.likelihood_page import bound_facts, ode_facts, page
 from carrara.nn import KLAutoencoder, UNet
 from carrara.rng import Rng

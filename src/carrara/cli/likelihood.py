@@ -16,7 +16,8 @@ from carrara.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from carrara.data import DataSettings, Pictures
-    from carrara.evaluate.likelihood import BoundMeasure, Measure, OdeMeasure, Row, Subject
+    from carrara.evaluate.likelihood import Measure, Row, Subject
+    from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure
     from carrara.system import System
 
 __all__ = ["likelihood"]
@@ -37,8 +38,13 @@ def likelihood(
         typer.Option(help="Which of them.  [default: heldout of the data it was trained on, else all]"),
     ] = None,
     terms: Annotated[
-        int, typer.Option(metavar="K", min=2, help="Strides that a picture is measured at; enough: all.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="Strides that a picture is measured at; enough: all. Of a VAE: draws of z.  [default: 32; a VAE's: 1]",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Strides of its grid.  [default: the table's, else continuous time]"),
@@ -67,8 +73,8 @@ def likelihood(
     Finished pictures are kept: the same command goes on after a stop, and with a larger --n. For models that make
     pixels themselves.
     """
-    from carrara.evaluate.likelihood import Ledger, OdeMeasure, Subject, check_model
-    from carrara.evaluate.likelihood_page import bound_facts, ode_facts, page
+    from carrara.evaluate.likelihood import Ledger, Subject, check_model
+    from carrara.evaluate.likelihood_page import measure_facts, page
     from carrara.store import load
     from carrara.store.atomic import write_json
     from carrara.train.recipe import choose_device
@@ -82,6 +88,7 @@ def likelihood(
         part.to(where)  # type: ignore[union-attr]
     known = _facts(model)
     bounded = _bound_measure(system, terms, steps, variance) if bound or not ode else None
+    followed = _ode_measure(system, dequantise) if ode else None
     pictures = _pictures(_prepared(system, known, data), cache, voice)
     rows = _rows(pictures, known, split, voice)
     subject = Subject(system, pictures, told=not unconditional, precision=_precision(known))
@@ -98,7 +105,7 @@ def likelihood(
     }
     found: dict[str, Sequence[Row]] = {}
     measures: dict[str, tuple[Measure, int]] = {"bound": (bounded, n or _BOUND)} if bounded else {}
-    measures |= {"ode": (_ode_measure(dequantise), n or _ODE)} if ode else {}
+    measures |= {"ode": (followed, n or _ODE)} if followed else {}
     for name, (measure, count) in measures.items():
         header = {**subject.identity, **measure.settings, "seed": seed}
         ledger = Ledger(out / f"{name}.jsonl", header)
@@ -106,12 +113,9 @@ def likelihood(
         with Counter(len(chosen), "pictures", silent=as_json) as counter:
             found[name] = list(subject.measure(measure, chosen, ledger, seed=seed, batch=batch, tick=counter.at))
     for name, (measure, _) in measures.items():
-        facts[name] = (
-            ode_facts(measure, found[name], subject)
-            if isinstance(measure, OdeMeasure)
-            else bound_facts(measure, found[name], subject)
-        )
+        facts[name] = measure_facts(measure, found[name], subject)
         voice.say(_sentence(facts[name]))
+    _warn_of_collapse(facts, voice)
     facts |= {
         "pictures": max(map(len, found.values())),
         "seconds": time.monotonic() - began,
@@ -181,17 +185,31 @@ def _rows(pictures: Pictures, facts: Mapping[str, Any], split: str | None, voice
     return rows
 
 
-def _bound_measure(system: System, terms: int, steps: int | None, variance: str | None) -> BoundMeasure:
+def _bound_measure(system: System, terms: int | None, steps: int | None, variance: str | None) -> Measure:
+    from carrara.evaluate.likelihood_vae import VaeMeasure
+    from carrara.vae import VaeGenerator
+
+    if not isinstance(system.generator, VaeGenerator):
+        return _diffusion_bound(system, 32 if terms is None else terms, steps, variance)
+    for name, value in (("--steps", steps), ("--variance", variance)):
+        if value is not None:
+            raise RecipeError(
+                f"{name} is for diffusion models, and this one is a VAE, which has no strides; leave it out"
+            )
+    return VaeMeasure(terms or 1)
+
+
+def _diffusion_bound(system: System, terms: int, steps: int | None, variance: str | None) -> BoundMeasure:
     from carrara.diffusion.process import Learned
     from carrara.diffusion.schedule import Tabulated
-    from carrara.evaluate.likelihood import BoundMeasure
+    from carrara.evaluate.likelihood_diffusion import BoundMeasure
     from carrara.store import kinds
 
     generator: Any = system.generator
     chosen = kinds().resolve("variance", variance)() if variance else None
     if isinstance(chosen, Learned) and not generator.denoiser.learned_variance:
         raise RecipeError("--variance learned: this model has no learned variance; choose posterior or transition")
-    if terms % 2:
+    if terms % 2 or terms < 2:
         raise RecipeError(f"--terms is {terms}; give an even number, such as {terms + 1}")
     measure = BoundMeasure.usual(generator, terms, chosen)
     schedule = generator.denoiser.process.schedule
@@ -204,10 +222,16 @@ def _bound_measure(system: System, terms: int, steps: int | None, variance: str 
     return BoundMeasure(_grid(generator, steps), terms, measure.variance)
 
 
-def _ode_measure(dequantisation: str) -> OdeMeasure:
+def _ode_measure(system: System, dequantisation: str) -> OdeMeasure:
     from carrara.diffusion.dequantise import NormalNoise, UniformNoise
-    from carrara.evaluate.likelihood import OdeMeasure
+    from carrara.diffusion.generator import DiffusionGenerator
+    from carrara.evaluate.likelihood_diffusion import OdeMeasure
 
+    if not isinstance(system.generator, DiffusionGenerator):
+        raise RecipeError(
+            "--ode follows the flow of a diffusion model, and this one is none; measure its --bound, which more "
+            "--terms make tighter"
+        )
     return OdeMeasure(dequantisation=NormalNoise() if dequantisation == "normal" else UniformNoise())
 
 
@@ -235,11 +259,24 @@ def _say_condition(subject: Subject, unconditional: bool, voice: Voice) -> None:
         voice.warn(f"{missing} of {len(subject.said)} pictures have no words that the model knows; it is told nothing")
 
 
+def _warn_of_collapse(facts: Mapping[str, Any], voice: Voice) -> None:
+    from carrara.vae import collapse
+
+    levels = facts.get("bound", {}).get("bits_of_levels")
+    if levels and (said := collapse(levels)):
+        voice.warn(said)
+
+
 def _sentence(facts: Mapping[str, Any]) -> str:
     error = f" +- {facts['std_error']:.2g}" if facts["std_error"] is not None else ""
     first = f"{facts['bits_per_dim']:.4f}{error} bits/dim over {facts['pictures']} pictures"
     if "parts" not in facts:
         return f"Exact: {first}, {facts['evaluations']:.0f} network calls a picture."
     parts = ", ".join(f"{name} {value:.4f}" for name, value in facts["parts"].items())
+    if facts["kind"] == "vae":
+        if (terms := facts["terms"]) == 1:
+            return f"Bound: {first} ({parts}); one draw of z a picture."
+        alone = f"of one draw it is {facts['elbo']:.4f} ({parts})"
+        return f"Bound: {first}, importance-weighted over {terms} draws of z a picture; {alone}."
     how = f"{facts['strides']} strides, variance {facts['variance']}" if facts["variance"] else "in continuous time"
     return f"Bound: {first} ({parts}); {how}; {facts['terms']} terms a picture."

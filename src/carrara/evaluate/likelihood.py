@@ -1,10 +1,11 @@
-r"""How likely a model finds pictures, in bits a dimension: the variational bound, and the exact likelihood of its flow.
+r"""How likely a model finds pictures, in bits a dimension, whatever its family.
 
     -log2 P(picture) / dimensions,     a dimension being one channel of one pixel
 
 Lower is better; uniform noise of 8 bits has 8. It is a statement about discrete pictures, so a model whose generator
 makes latents has none. Every picture is a row of its own in a file that only grows, keyed by what the picture shows:
-measuring goes on after a stop, and with more pictures. A row depends on its picture and the seed alone.
+measuring goes on after a stop, and with more pictures. A row depends on its picture and the seed alone. What a family
+measures is a `Measure`: likelihood_diffusion.py has the bound and the flow, likelihood_vae.py the bound of a VAE.
 """
 
 from __future__ import annotations
@@ -14,22 +15,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from carrara.data import Pictures
-from carrara.diffusion.denoiser import Denoiser
-from carrara.diffusion.dequantise import Dequantisation, NormalNoise
 from carrara.diffusion.generator import DiffusionGenerator
-from carrara.diffusion.likelihood import Bound, continuous_bound, resolving_time, vlb_estimate, vlb_terms
-from carrara.diffusion.ode_likelihood import Rademacher, ode_log_prob
-from carrara.diffusion.process import Learned, Posterior, Process, Transition, Variance
-from carrara.diffusion.schedule import Schedule, Tabulated
-from carrara.diffusion.times import Times, full
 from carrara.errors import NonFiniteError, RecipeError, StorageError
 from carrara.fingerprint import fingerprint
 from carrara.rng import Rng, permutation
@@ -37,24 +30,10 @@ from carrara.run import finish
 from carrara.store.atomic import storage_errors
 from carrara.system import System
 from carrara.text import Labels, Unconditional
-from carrara.types import Condition, Estimate
+from carrara.types import Condition
+from carrara.vae import VaeGenerator
 
-__all__ = [
-    "BoundMeasure",
-    "Figure",
-    "Ledger",
-    "Measure",
-    "OdeMeasure",
-    "Profile",
-    "Row",
-    "Subject",
-    "check_model",
-    "default_variance",
-    "profile",
-    "variance_words",
-]
-
-_NORMAL = NormalNoise()
+__all__ = ["Figure", "Ledger", "Measure", "Row", "Subject", "Tick", "check_model"]
 
 Row = dict[str, Any]
 Tick = Callable[[float], None]
@@ -75,156 +54,29 @@ class Figure(NamedTuple):
         return cls(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None)
 
 
-def default_variance(generator: DiffusionGenerator) -> Variance:
-    """The variance that a bound takes unless told otherwise: learned, else its sampler's own, else the posterior's."""
-    if generator.denoiser.learned_variance:
-        return Learned()
-    keywords = getattr(generator.settings.sampler, "keywords", {})
-    return keywords.get("variance", Posterior())
+class Measure(Protocol):
+    """A way of measuring the models of a family."""
 
-
-def variance_words(variance: Variance) -> str:
-    """What a variance is, for people."""
-    known = {
-        Posterior: "the posterior's (fixed, small)",
-        Transition: "the transition's (fixed, large)",
-        Learned: "learned",
-    }
-    return known.get(type(variance), repr(variance))
-
-
-@dataclass(frozen=True)
-class BoundMeasure:
-    """The variational bound over `times`, or with None in continuous time; `terms` strides a picture."""
-
-    times: Times | None
-    terms: int
-    variance: Variance
-
-    @classmethod
-    def usual(cls, generator: DiffusionGenerator, terms: int = 32, variance: Variance | None = None) -> BoundMeasure:
-        """All entries of a table, else continuous time."""
-        schedule = generator.denoiser.process.schedule
-        times = full(schedule) if isinstance(schedule, Tabulated) else None
-        return cls(times, terms, variance or default_variance(generator))
-
-    @property
-    def strides(self) -> int | None:
-        """Of the grid, the last included; None in continuous time."""
-        return None if self.times is None else len(self.times) - 1
-
-    @property
-    def all_of_them(self) -> bool:
-        """Whether every stride is measured, rather than a sample of them."""
-        return self.times is not None and self.terms >= len(self.times) - 2
+    half: ClassVar[bool]  # whether the network may run in the low precision that it was trained in
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides a row, for the ledger."""
-        grid = None if self.times is None else hashlib.sha256(repr(self.times).encode()).hexdigest()[:16]
-        terms = "all" if self.all_of_them else self.terms
-        return {
-            "measure": "bound",
-            "strides": self.strides,
-            "times": grid,
-            "terms": terms,
-            "variance": repr(self.variance),
-        }
+        ...
 
     @property
-    def calls(self) -> int:
-        """Network calls a picture."""
-        return len(self.times) - 1 if self.times and self.all_of_them else self.terms + (self.times is not None)
+    def calls(self) -> int | None:
+        """Network calls a picture; None where that is not known before."""
+        ...
 
-    def rows(self, denoiser: _Counted, x: Tensor, condition: Condition, rng: Rng, levels: int) -> list[Row]:
-        """One row a picture of x, in nats."""
-        if self.times is None:
-            found = continuous_bound(denoiser, x, rng=rng, terms=self.terms, condition=condition, levels=levels)
-        elif self.all_of_them:
-            found = vlb_terms(
-                denoiser, x, self.times, rng=rng, condition=condition, variance=self.variance, levels=levels
-            )
-        else:
-            found = vlb_estimate(
-                denoiser,
-                x,
-                self.times,
-                rng=rng,
-                terms=self.terms,
-                condition=condition,
-                variance=self.variance,
-                levels=levels,
-            )
-        return _bound_rows(found)
+    def rows(
+        self, generator: Any, x: Tensor, condition: Condition, rng: Rng, levels: int, called: Callable[[], None]
+    ) -> list[Row]:
+        """One row a picture of x (B, C, H, W) on grey levels in [-1, 1]: "bits_per_dim", and its parts in nats.
 
-    def span(self, schedule: Schedule, levels: int, count: int) -> list[float]:
-        """The time in the middle of each of `count` strata."""
-        middles = [(i + 0.5) / count for i in range(count)]
-        if self.times is None:
-            low, high = (schedule.logsnr(t) for t in (schedule.t_max, resolving_time(schedule, levels)))
-            return [schedule.time(low + (high - low) * middle) for middle in middles]
-        return [self.times[int(middle * (len(self.times) - 2))] for middle in middles]
-
-
-def _bound_rows(found: Bound) -> list[Row]:
-    parts = [part.double().tolist() for part in (found.prior, found.steps, found.reconstruction, found.errors)]
-    bits = found.bits_per_dim.double().tolist()
-    return [
-        {"bits_per_dim": b, "prior": p, "steps": s, "reconstruction": r, "errors": e}
-        for b, p, s, r, e in zip(bits, *parts, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class OdeMeasure:
-    """The exact likelihood of the probability flow, of pictures that are made continuous."""
-
-    probes: int = 1
-    tolerance: float = 1e-4  # on a small trained model the mean is then 3e-4 bits from that of 1e-6
-    dequantisation: Dequantisation = _NORMAL
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides a row, for the ledger."""
-        how = {"probes": self.probes, "tolerance": self.tolerance, "dequantisation": repr(self.dequantisation)}
-        return {"measure": "ode", **how}
-
-    @property
-    def calls(self) -> None:
-        """Not known before: every picture has steps of its own."""
-        return None
-
-    def rows(self, denoiser: _Counted, x: Tensor, condition: Condition, rng: Rng, levels: int) -> list[Row]:
-        """One row a picture of x, in nats; always in float32 or better, which the step control needs."""
-        data = self.dequantisation(denoiser.process, x, rng.fork("dequantise"), levels)
-        found = ode_log_prob(
-            denoiser,
-            data.x,
-            rng=rng,
-            probes=Rademacher(self.probes),
-            tolerance=self.tolerance,
-            end=data.end,
-            condition=condition,
-        )
-        columns = found.bits_per_dim(data.cost), found.log_prob, found.prior_kl, found.evaluations
-        names = "bits_per_dim", "log_prob", "prior_kl", "evaluations"
-        return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
-
-
-Measure = BoundMeasure | OdeMeasure
-
-
-class _Counted:
-    """The denoiser, counting its calls."""
-
-    def __init__(self, denoiser: Denoiser, tick: Callable[[], None]) -> None:
-        self.denoiser, self.tick = denoiser, tick
-        self.process: Process = denoiser.process
-
-    def __call__(self, x_t: Tensor, t: Tensor | float, condition: Condition = Condition(), /) -> Estimate:  # noqa: B008
-        estimate: Estimate = self.denoiser(x_t, t, condition)
-        self.tick()
-        return estimate
+        `called` is called after each call of the network.
+        """
+        ...
 
 
 class Subject:
@@ -238,7 +90,7 @@ class Subject:
         check_model(system)
         generator: Any = system.generator
         self.system, self.pictures = system, pictures
-        self.generator: DiffusionGenerator = generator
+        self.generator = generator
         self.levels = 2**system.decoder.depth
         self.precision = precision
         self.said = _said(system, pictures) if told else None
@@ -305,11 +157,11 @@ class Subject:
 
         x = self.pictures.tensor(rows).to(self.device)
         rng = Rng([(seed, "likelihood", self.key(i)) for i in rows])
-        half = self.precision == "bfloat16" and isinstance(measure, BoundMeasure)
+        half = self.precision == "bfloat16" and measure.half
         with torch.no_grad():
             condition = self._condition(rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-                found = measure.rows(_Counted(self.generator.denoiser, called), x, condition, rng, self.levels)
+                found = measure.rows(self.generator, x, condition, rng, self.levels, called)
         for i, row in zip(rows, found, strict=True):
             if not math.isfinite(row["bits_per_dim"]):
                 raise NonFiniteError(
@@ -328,15 +180,22 @@ class Subject:
 def check_model(system: System) -> None:
     """Raises RecipeError for a model that has no likelihood of pictures."""
     generator = system.generator
-    if not isinstance(generator, DiffusionGenerator):
+    if not isinstance(generator, DiffusionGenerator | VaeGenerator):
         raise RecipeError(
-            f"a {type(generator).__name__} has no likelihood that could be measured here; give a diffusion model"
+            f"a {type(generator).__name__} has no likelihood that could be measured here; give a diffusion model or a "
+            "VAE"
         )
     if generator.space.kind != "pixels" or system.decoder.pictures.kind != "pixels":
         raise RecipeError(
             f"this model's generator makes latents {generator.space.shape}, which a decoder turns into pictures; bits "
             "a dimension are a likelihood of discrete pixels, which latents have not, and no bound through the decoder "
             'is known. Measure a model whose decoder is "pixels"'
+        )
+    levels = 2**system.decoder.depth
+    if isinstance(generator, VaeGenerator) and generator.likelihood.grey_levels != levels:
+        raise RecipeError(
+            f"this VAE's p(x | z) is a {type(generator.likelihood).__name__}, which gives no probability to each of "
+            f"{levels} grey levels, and so no bits a dimension; train one with a discretised likelihood, the default"
         )
 
 
@@ -404,27 +263,3 @@ def _parsed(path: Path, number: int, line: bytes) -> Row:
     except ValueError as error:
         raise StorageError(f"line {number} of {path} is damaged ({error}); delete the file to begin anew") from error
     return row
-
-
-class Profile(NamedTuple):
-    """Where the bound is spent, averaged over pictures; bits a dimension, grey levels, in the order of sampling."""
-
-    times: list[float]  # (K,)
-    steps: list[float]  # (K,) each stratum's share of the bound
-    rate: list[float]  # (K,) what is known when it begins
-    distortion: list[float]  # (K,) root mean square error of the estimate there, in grey levels
-
-
-def profile(measure: BoundMeasure, rows: Sequence[Row], subject: Subject) -> Profile:
-    """The mean profile of rows of a bound."""
-    nats = math.log(2) * math.prod(subject.generator.space.shape)
-    columns = list(zip(*(row["steps"] for row in rows), strict=True))
-    steps = [math.fsum(column) / len(rows) / nats for column in columns]
-    errors = [math.fsum(column) / len(rows) for column in zip(*(row["errors"] for row in rows), strict=True)]
-    spent = math.fsum(row["prior"] for row in rows) / len(rows) / nats
-    rate = []
-    for share in steps:
-        rate.append(spent)
-        spent += share
-    times = measure.span(subject.generator.denoiser.process.schedule, subject.levels, len(steps))
-    return Profile(times, steps, rate, [math.sqrt(e) * (subject.levels - 1) / 2 for e in errors])

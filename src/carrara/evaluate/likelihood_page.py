@@ -1,4 +1,4 @@
-"""The likelihood's figures as JSON and as a page: totals, where the bound is spent, rate against distortion."""
+"""The likelihood's figures as JSON and as a page: totals, where a bound is spent, rate against distortion."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from carrara.evaluate.likelihood import BoundMeasure, Figure, OdeMeasure, Row, Subject, profile, variance_words
-from carrara.evaluate.plot import Axis, Lines, Series
+from carrara.evaluate.likelihood import Figure, Measure, Row, Subject
+from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure, profile, variance_words
+from carrara.evaluate.likelihood_vae import VaeMeasure, vae_facts
+from carrara.evaluate.plot import Axis, Bars, Lines, Series
 from carrara.evaluate.report import KeyFigure, Report
 
-__all__ = ["bound_facts", "ode_facts", "page"]
+__all__ = ["bound_facts", "measure_facts", "ode_facts", "page"]
 
 _SHOWN = 8  # pictures of each kind
+
+
+def measure_facts(measure: Measure, rows: Sequence[Row], subject: Subject) -> dict[str, Any]:
+    """What rows of a measure come to: "bits_per_dim", "std_error", "pictures", and whatever is the measure's own."""
+    if isinstance(measure, VaeMeasure):
+        return vae_facts(measure, rows, subject)
+    if isinstance(measure, OdeMeasure):
+        return ode_facts(measure, rows, subject)
+    if isinstance(measure, BoundMeasure):
+        return bound_facts(measure, rows, subject)
+    raise ValueError(f"{type(measure).__name__} is no measure that this page knows")
 
 
 def bound_facts(measure: BoundMeasure, rows: Sequence[Row], subject: Subject) -> dict[str, Any]:
@@ -63,7 +76,7 @@ def page(facts: Mapping[str, Any], subject: Subject, rows: Mapping[str, Sequence
     for warning in facts["warnings"]:
         report.note(warning)
     if bound := facts.get("bound"):
-        _bound(report, bound)
+        (_vae if bound["kind"] == "vae" else _bound)(report, bound)
     if ode := facts.get("ode"):
         _ode(report, ode)
     _extremes(report, subject, next(iter(rows.values())))
@@ -114,6 +127,32 @@ def _bound(report: Report, facts: Mapping[str, Any]) -> None:
             y=Axis("root mean square error, grey levels", log=True),
             note="how far off the estimate of the picture still is",
         ),
+    )
+
+
+def _vae(report: Report, facts: Mapping[str, Any]) -> None:
+    terms = facts["terms"]
+    report.heading("The bound", "What the model needs at the most to send a picture: z, level by level, then the rest.")
+    parts = {name: value for name, value in facts["parts"].items() if name != "reconstruction"}
+    held = facts["bits_of_levels"]
+    table: list[list[Any]] = [
+        [f"{name} of z", value, bits] for (name, value), bits in zip(parts.items(), held, strict=True)
+    ]
+    table.append(["reconstruction: the grey levels, given z", facts["parts"]["reconstruction"], None])
+    report.table(["part", "bits/dim", "bits a picture"], [*table, ["total, the ELBO", facts["elbo"], None]])
+    if terms > 1:
+        report.prose(
+            f"Weighted by importance, {terms} draws of z a picture bound it by {facts['bits_per_dim']:.4f} bits/dim, "
+            "which more draws can only lower on average. The parts are means over the draws."
+        )
+    report.plot(
+        Bars(
+            "What z holds",
+            [f"level {level}" for level in range(1, len(held) + 1)],
+            held,
+            unit="bits a picture",
+            note="the KL of each level, coarsest first",
+        )
     )
 
 

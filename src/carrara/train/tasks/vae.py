@@ -18,12 +18,12 @@ from carrara.train.task import Loss
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask, condition_widths
 from carrara.train.tasks.part import Table, built
 from carrara.types import Batch
-from carrara.vae import DiscretisedLogistic, Likelihood, Normal, VaeGenerator, VaeObjective, VaeSettings
+from carrara.vae import DiscretisedLogistic, Likelihood, Normal, VaeGenerator, VaeObjective, VaeSettings, collapse
 
 __all__ = ["VaeRecipe", "VaeTask"]
 
 _ACTIVE = 0.01  # mean square of a unit's posterior mean, in variances of its prior (Burda et al. 2016)
-_COLLAPSED = 0.1  # bits a picture
+_BITS = "bits_of_level_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +105,9 @@ class VaeTask(GeneratorTask):
         moved = torch.cat([mean.float().square().mean(0).flatten() for mean in draw.means])
         figures["active_units"] = (moved > _ACTIVE).float().mean().item()
         bits = (draw.kl.mean(0) / math.log(2)).tolist()
-        return figures | {f"bits_of_level_{level}": value for level, value in enumerate(bits, 1)}
+        return figures | {f"{_BITS}{level}": value for level, value in enumerate(bits, 1)}
 
     def warnings(self, figures: Mapping[str, float]) -> tuple[str, ...]:
-        """Which levels the posterior has let collapse onto the prior, so that their z says nothing of a picture."""
-        prefix = "bits_of_level_"
-        bits = {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
-        collapsed = {level: value for level, value in bits.items() if value < _COLLAPSED}
-        if not collapsed:
-            return ()
-        advice = "a longer objective.warmup or some objective.free_bits may hold it open"
-        if len(collapsed) == len(bits):
-            said = "z says nothing of the pictures, and all of one condition look alike"
-            return (f"the posterior has collapsed ({sum(bits.values()):.2g} bits a picture in all): {said}; {advice}",)
-        which = ", ".join(f"{level} ({value:.2g} bits a picture)" for level, value in collapsed.items())
-        return (f"of {len(bits)} levels of z, coarsest first, the posterior has collapsed in {which}; {advice}",)
+        """Whether the posterior has collapsed, in some of the levels or in all."""
+        said = collapse([value for name, value in figures.items() if name.startswith(_BITS)])
+        return (said,) if said else ()
