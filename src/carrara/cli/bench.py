@@ -59,7 +59,7 @@ def samplers(
     if model is not None:
         system = _loaded(model, prompt, device)
         prompts = [text for _, text in zip(range(count), itertools.cycle(prompt or [""]), strict=False)]
-        settings = sampling_settings(system, None, None, guidance, None, voice)
+        settings = sampling_settings(system, {"guidance": guidance}, None, voice)
         measured = {"model": {"path": str(model), **_of_model(system, settings, prompts, budgets, silent=as_json)}}
     record = {**_measured(budgets, rows, silent=as_json), **measured}
     written = _write(record, out)

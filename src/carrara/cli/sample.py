@@ -58,6 +58,7 @@ class _Asked:
     metadata: bool
     trace: bool
     begun: Begun
+    candidates: int
 
 
 def sample(
@@ -69,6 +70,21 @@ def sample(
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Strides from noise to picture.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")] = None,
     guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Of VAEs and tokens: below 1 likelier, less varied.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of tokens: draw from the N likeliest; 0 is all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Of tokens: from the likeliest that make up this probability.")
+    ] = None,
+    truncation: Annotated[
+        float | None, typer.Option(metavar="X", min=0, max=1, help="Of GANs: below 1 likelier, less varied.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Draws of each picture; the one that fits its prompt best is kept.")
+    ] = 1,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
@@ -90,6 +106,7 @@ def sample(
     With the same settings, a picture depends on its prompt and its seed alone. Nothing in the folder is overwritten:
     numbers count on from those that are there. With --image, each picture begins from that one.
     """
+    from carrara.diffusion.generator import DiffusionGenerator
     from carrara.store import load
     from carrara.train.recipe import choose_device
 
@@ -104,12 +121,25 @@ def sample(
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
     wanted = _wanted(system, model, said, count, seed, out)
-    settings = sampling_settings(system, steps, sampler, guidance, negative, voice)
+    asked = {
+        "steps": steps,
+        "sampler": sampler,
+        "guidance": guidance,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "truncation": truncation,
+    }
+    settings = sampling_settings(system, asked, negative, voice)
     begun = read_inputs(system, image, mask, shape)
     settings = editing_settings(settings, strength, begun.inputs, voice)
     _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
 
-    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun))
+    _check_candidates(system, candidates, wanted)
+    if trace and not isinstance(system.generator, DiffusionGenerator):
+        raise RecipeError("--trace shows noise that comes off, and this generator is no diffusion model; leave it out")
+    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates))
+    batch = max(1, batch // candidates)
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
         for first in range(0, len(wanted), batch):
@@ -193,6 +223,14 @@ def _next_number(out: Path) -> int:
     return max(found, default=-1) + 1
 
 
+def _check_candidates(system: System, candidates: int, wanted: Sequence[_Wanted]) -> None:
+    if candidates > 1 and not (hasattr(system.text, "match") and all(picture.prompt for picture in wanted)):
+        raise RecipeError(
+            f"--candidates {candidates}: they are told apart by how well they fit the prompt, for which this needs a "
+            "prompt, and a text encoder that has learnt from pictures; leave it out"
+        )
+
+
 def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voice: Voice) -> None:
     if not hasattr(system.text, "cuts"):
         return
@@ -205,29 +243,32 @@ def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voi
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def _guided(settings: SamplingSettings | None) -> bool:
+def _guided(settings: SamplingSettings) -> bool:
     """Whether what was believed is another thing than the mean E[x | x_t] under the prompt."""
     from carrara.diffusion.guidance import Contrast, Plain
 
-    guidance = settings.guidance if settings is not None else Plain()
+    guidance = settings.guidance
     return not (isinstance(guidance, Plain) or (isinstance(guidance, Contrast) and guidance.scale == 1))
 
 
 class _Job:
     """The pictures of one command, made batch by batch."""
 
-    def __init__(self, system: System, settings: SamplingSettings | None, asked: _Asked) -> None:
+    def __init__(self, system: System, settings: Any, asked: _Asked) -> None:
         from carrara.config import describe
         from carrara.store import kinds
 
         self.system, self.settings, self.asked = system, settings, asked
         inputs = asked.begun.inputs
-        self.strides = system.generator.strides(settings, inputs) if settings is not None else 1  # type: ignore[attr-defined]
+        strides = getattr(system.generator, "strides", None)
+        self.strides = strides(settings, inputs) if strides else 1
         self.described: dict[str, Any] = describe(settings, kinds()) if settings is not None else {}
         if asked.negative:
             self.described["negative"] = asked.negative
         if asked.size:
             self.described["size"] = list(asked.size)
+        if asked.candidates > 1:
+            self.described["candidates"] = asked.candidates
         self.described |= asked.begun.files
         self.facts = {"model": asked.model.resolve().name, **_versions(), "components": _fingerprints(system)}
         self.made: list[dict[str, Any]] = []
@@ -256,6 +297,7 @@ class _Job:
             size=self.asked.size,
             inputs=self.asked.begun.inputs,
             settings=self.settings,
+            candidates=self.asked.candidates,
         )
         try:
             yield from frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from carrara.cli.voice import Voice
@@ -19,37 +19,77 @@ __all__ = ["editing_settings", "sampling_settings", "with_steps"]
 
 
 def sampling_settings(
-    system: System,
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
-    negative: str | None,
-    voice: Voice,
-) -> SamplingSettings | None:
-    """The generator's own settings with what was asked for put in; None for a generator that has none."""
+    system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice
+) -> SamplingSettings | Any | None:
+    """The generator's own settings with what was asked for put in; None for a generator that has none.
+
+    `asked` are the options' values by name, None for those that were not given; each is a field of the settings, but
+    for those of diffusion (`steps`, `sampler`, `guidance`), which change a part of one. RecipeError for an option that
+    the generator's family does not have.
+    """
     from carrara.diffusion.generator import DiffusionGenerator
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = getattr(system.generator, "settings", None)
+    diffusion = isinstance(system.generator, DiffusionGenerator)
+    fields = [field.name for field in dataclasses.fields(settings)] if settings is not None else []
+    known = list(_DIFFUSION) if diffusion else [name for name in fields if name in asked]
+    if foreign := [name for name in given if name not in known]:
+        raise RecipeError(f"{_refusal(system, foreign[0], known)}; leave it out")
+    told = _told(system)
+    if "guidance" in given and not told:
+        voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
+        del given["guidance"]
+    if diffusion:
+        settings = _diffusion_settings(system.generator.settings, given, voice)
+        system.generator.times(settings)  # refuses a number of steps that the grid does not have
+    elif given:
+        try:
+            settings = dataclasses.replace(settings, **given)
+        except ValueError as error:
+            raise RecipeError(_option(str(error), given)) from error
+    if negative and told and _scale(getattr(settings, "guidance", 1.0)) == 1:
+        hint = "; add --guidance 2.5, say" if "guidance" in known else ", which this model does not have"
+        voice.warn(f"--negative has no effect without guidance{hint}")
+    return settings
+
+
+_DIFFUSION = ("steps", "sampler", "guidance")  # options of it that are no fields
+
+
+def _told(system: System) -> bool:
     from carrara.text import Unconditional
 
-    asked = {"--steps": steps, "--sampler": sampler, "--guidance": guidance}
-    if not isinstance(system.generator, DiffusionGenerator):
-        if given := [name for name, value in asked.items() if value is not None]:
-            raise RecipeError(f"{given[0]} is for diffusion models, and this generator is none; leave it out")
-        return None
-    settings = system.generator.settings
-    if sampler is not None:
-        settings = dataclasses.replace(settings, sampler=_sampler(sampler))
-    if steps is not None:
-        settings = dataclasses.replace(settings, times=_times(settings.times, steps, voice))
-    told = not isinstance(system.text, Unconditional)
-    if guidance is not None:
-        if told:
-            settings = dataclasses.replace(settings, guidance=_guided(settings.guidance, guidance))
-        else:
-            voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
-    if negative and told and _scale(settings.guidance) == 1:
-        voice.warn("--negative has no effect without guidance; add --guidance 2.5, say")
-    system.generator.times(settings)  # refuses a number of steps that the grid does not have
+    return not isinstance(system.text, Unconditional)
+
+
+def _diffusion_settings(settings: SamplingSettings, given: Mapping[str, Any], voice: Voice) -> SamplingSettings:
+    if "sampler" in given:
+        settings = dataclasses.replace(settings, sampler=_sampler(given["sampler"]))
+    if "steps" in given:
+        settings = dataclasses.replace(settings, times=_times(settings.times, given["steps"], voice))
+    if "guidance" in given:
+        settings = dataclasses.replace(settings, guidance=_guided(settings.guidance, given["guidance"]))
     return settings
+
+
+def _refusal(system: System, name: str, known: Collection[str]) -> str:
+    from carrara.store import kinds
+
+    _, family = kinds().kind_of(type(system.generator))
+    option = name.replace("_", "-")
+    if name in ("steps", "sampler"):
+        return f"--{option} is for diffusion models, and this generator is none ({family})"
+    has = ", ".join(f"--{other.replace('_', '-')}" for other in known) or "no such options"
+    return f"--{option} is not for a generator of this family ({family}), which has {has}"
+
+
+def _option(said: str, given: Mapping[str, Any]) -> str:
+    """A sentence about a field, as one about the option of that name."""
+    for name in given:
+        if said.startswith(f"{name} = "):
+            return f"--{name.replace('_', '-')}{said.removeprefix(name)}"
+    return said
 
 
 def editing_settings(
@@ -58,7 +98,7 @@ def editing_settings(
     """The settings with the strength that was asked for, which is for a picture to begin from."""
     if strength is None:
         return settings
-    if settings is None:
+    if not hasattr(settings, "editing"):
         raise RecipeError("--strength is for diffusion models, and this generator is none; leave it out")
     if "image" not in inputs:
         raise RecipeError("--strength is how much of an image changes; give the image too, with --image FILE")
@@ -113,4 +153,4 @@ def _guided(guidance: Any, scale: float) -> Any:
 def _scale(guidance: Any) -> float:
     if hasattr(guidance, "inner"):
         return _scale(guidance.inner)
-    return float(getattr(guidance, "scale", 1.0))
+    return float(guidance if isinstance(guidance, int | float) else getattr(guidance, "scale", 1.0))
