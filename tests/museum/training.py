@@ -132,19 +132,19 @@ EXHIBITS = (
     Exhibit(
         name="captions-cut-without-a-word",
         bug=40,
-        file="text.py",
-        text="            if len(encoding.ids) > self.length - 2\n",
+        file="text/tokenizer.py",
+        text="            if len(encoding.ids) > self._room\n",
         replacement="            if len(encoding.ids) > self.length\n",
         tests=("tests/test_text.py::test_what_is_lost_is_said_to_the_token",),
     ),
     Exhibit(
         name="captions-cut-unreported",
         bug=40,
-        file="text.py",
-        text="        return [len(encoding.ids) + 2 for encoding in self._encoder.encode_batch(list(prompts))]\n",
+        file="text/tokenizer.py",
+        text="        return [len(encoding.ids) + marks for encoding in self._encodings(prompts)]\n",
         replacement=(
-            "        rows = self._encoder.encode_batch(list(prompts))\n"
-            "        return [min(len(encoding.ids) + 2, self.length) for encoding in rows]\n"
+            "        rows = self._encodings(prompts)\n"
+            "        return [min(len(encoding.ids) + marks, self.length) for encoding in rows]\n"
         ),
         tests=("tests/test_text.py::test_what_is_lost_is_said_to_the_token",),
     ),
