@@ -11,7 +11,6 @@ and invents more. At s = 0 the condition is the small picture as it is.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -88,9 +87,10 @@ class DiffusionUpsample(Configured, nn.Module):
     def told(self, condition: Condition, small: Tensor, level: Tensor, noise: Tensor) -> Condition:
         """The text's condition, if it is read, with the small pictures (B, C, h, w) at levels (B,) and enlarged."""
         larger = (small.shape[2] * self.factor, small.shape[3] * self.factor)
-        base = Condition() if self.reads is None else condition
-        image = bicubic(augmented(small, level, noise), larger)
-        return dataclasses.replace(base, image=image, numbers={**base.numbers, LEVEL: level.to(small)})
+        image, numbers = bicubic(augmented(small, level, noise), larger), {LEVEL: level.to(small)}
+        if self.reads is None:
+            return Condition(image=image, numbers=numbers)
+        return Condition(condition.tokens, condition.mask, condition.vector, numbers, image)
 
     def start(
         self, z: Tensor, condition: Condition, null: Condition, rng: Rng, settings: Decoding | None = None

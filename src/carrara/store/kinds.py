@@ -147,6 +147,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "autoencoder": {
         "kl": "carrara.nn.autoencoder:KLAutoencoder",
+        "tiny": "carrara.nn.tiny_autoencoder:TinyAutoencoder",
     },
     "quantizer": {
         "fsq": "carrara.nn.quantize:FSQ",
@@ -154,6 +155,12 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "token_network": {
         "causal": "carrara.nn.causal:CausalTransformer",
+    },
+    "patch_discriminator": {
+        "patch": "carrara.nn.patch_discriminator:PatchDiscriminator",
+    },
+    "upsampler": {
+        "residual": "carrara.nn.upsampler:ResidualUpsampler",
     },
     "text_network": {
         "bert": "carrara.nn.bert_text:BertTextEncoder",
@@ -210,9 +217,12 @@ TABLES: dict[str, dict[str, str]] = {
         "vae": "carrara.vae:VaeGenerator",
     },
     "decoder": {
+        "chain": "carrara.decoder.chain:Chain",
+        "diffusion-upsample": "carrara.decoder.diffusion_upsample:DiffusionUpsample",
         "latents": "carrara.decoder.latents:Latents",
         "pixels": "carrara.decoder.pixels:Pixels",
         "tokens": "carrara.decoder.tokens:Tokens",
+        "upsample": "carrara.decoder.upsample:Upsample",
     },
     "task": {
         "autoencoder": "carrara.train.tasks.autoencoder:AutoencoderRecipe",
@@ -222,6 +232,7 @@ TABLES: dict[str, dict[str, str]] = {
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
         "gan": "carrara.train.tasks.gan:GanRecipe",
         "tokens": "carrara.train.tasks.tokens:TokensRecipe",
+        "upsample": "carrara.train.tasks.upsample:UpsampleRecipe",
         "vae": "carrara.train.tasks.vae:VaeRecipe",
     },
 }

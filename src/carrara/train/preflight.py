@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ def measure_step_seconds(
         reset_peak_memory(where)
         snapshot = state.snapshot()
         try:
-            with memory_errors(training):
+            with memory_errors(training), _fully(task):
                 seconds = _choose(state, loader, world, snapshot, repeats, longest)
         finally:
             state.restore(snapshot)
@@ -109,7 +109,7 @@ def rehearse(state: State, loader: BatchSource, folder: Path, world: World) -> P
     watch = _Gradients(state)
     try:
         with memory_errors(training):
-            with watch:
+            with watch, _fully(state.task):
                 seconds = _choose(state, loader, world, snapshot, repeats=3)
             judged, warnings = _try_judging(state, loader)
             saved = _try_saving(state, folder) if world.first else 0.0
@@ -128,6 +128,11 @@ def rehearse(state: State, loader: BatchSource, folder: Path, world: World) -> P
         seconds * steps + extra,
         watch.warnings() + warnings + _short(training),
     )
+
+
+def _fully(task: Task) -> AbstractContextManager[None]:
+    context: Callable[[], AbstractContextManager[None]] = getattr(task, "fully", nullcontext)
+    return context()
 
 
 def _short(training: Training) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ def train_step(state: State, batch: Batch, world: World) -> dict[str, Measured]:
     training, step = state.training, state.step
     measured: dict[str, Measured] = {}
     for phase in state.task.phases:
+        if not phase.active():
+            continue
         loss, parts = gradients(state, phase, batch, slices(len(batch), training.accumulate), world)
         trained = [parameter for parameter in phase.parameters if parameter.requires_grad]
         world.sum_gradients(trained)

@@ -33,12 +33,14 @@ class Phase(NamedTuple):
 
     Phases take their turns within a step, in order: an autoencoder and its discriminator are two.
     `separable=False` says that rows see each other (a contrastive loss): then a batch cannot be cut into micro-batches.
+    One that is not `active` is passed over in that step, in all processes alike.
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     loss: Callable[[Batch, Rng], Loss]
     separable: bool = True
+    active: Callable[[], bool] = lambda: True
 
 
 class Task(Protocol):
@@ -47,8 +49,9 @@ class Task(Protocol):
     A task may also have `networks: tuple[nn.Module, ...]`, the modules whose `forward` is worth compiling
     (otherwise the values of `modules` are), `after_step(world: World)`, called in every process when a step's
     optimisers have moved, `derived(figures) -> dict[str, float]`, figures that follow from the means over all held-out
-    rows (a perplexity from a cross-entropy), and `warnings(figures) -> Sequence[str]`, what of them a person should be
-    warned of (a collapse, say). Modules keep the train or eval mode that the task gave them.
+    rows (a perplexity from a cross-entropy), `warnings(figures) -> Sequence[str]`, what of them a person should be
+    warned of (a collapse, say), and `fully()`, a context in which everything takes part that would begin later: the
+    cost of a step is measured in it. Modules keep the train or eval mode that the task gave them.
     """
 
     modules: nn.ModuleDict  # everything with parameters
