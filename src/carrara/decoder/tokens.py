@@ -43,9 +43,9 @@ class Tokens(Configured, nn.Module):
         depth: Depth = 8,
     ) -> None:
         super().__init__()
-        config: Any = autoencoder.config
+        network: Any = autoencoder
         height, width = (size, size) if isinstance(size, int) else size
-        down, latent = config["down"], config["latent"]
+        down, latent = network.down, network.latent
         if height % down or width % down:
             raise ValueError(f"pictures of {height} x {width} do not divide into tokens by {down}; choose another size")
         if latent != quantizer.channels:
@@ -56,7 +56,7 @@ class Tokens(Configured, nn.Module):
         self.autoencoder = autoencoder
         self.quantizer = quantizer
         self.depth: Depth = depth
-        self.pictures = Space("pixels", (config["channels"], height, width))
+        self.pictures = Space("pixels", (network.channels, height, width))
         self._shape = (height // down, width // down)
         for name, parameter in autoencoder.named_parameters():
             if ".logvar." in name:
