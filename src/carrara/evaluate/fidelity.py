@@ -25,15 +25,18 @@ class Nearest(NamedTuple):
 
 
 def nearest(queries: Tensor, references: Tensor, *, chunk: int = 1024) -> Nearest:
-    """The nearest of `references` (M, D) for each of `queries` (N, D); any shape after the first axis."""
-    queries, references = queries.flatten(1).float(), references.flatten(1).float()
+    """The nearest of `references` (M, D) for each of `queries` (N, D); any shape after the first axis.
+
+    In float64: by way of the scalar product, float32 would not tell small distances from none.
+    """
+    queries, references = queries.flatten(1).double(), references.flatten(1).double()
     if queries.shape[1] != references.shape[1] or not len(references):
         raise ValueError(
             f"queries of {queries.shape[1]} numbers against {len(references)} references of {references.shape[1]}; "
             "expected vectors of one length and at least one reference"
         )
     found = [torch.cdist(part, references).min(1) for part in queries.split(chunk)]
-    return Nearest(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]))
+    return Nearest(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]).float())
 
 
 def fidelity(prompts: Sequence[str], found: Nearest, captions: Sequence[Sequence[str]]) -> tuple[float, list[bool]]:
