@@ -31,8 +31,9 @@ class Input(nn.Module, ABC):
 
     `needs` are the names of the pictures that it is made of, `planes` how many channels the one of its own name has,
     `low` the least of its values (the most is 1), `side` its (height, width) in pixels, None for that of the pictures
-    made, `nearest` whether its values are labels, which are never blended, and `computable` whether it can be computed
-    from a picture alone. `channels` is what a network is built for.
+    made, `nearest` whether its values are labels, which are never blended, `computable` whether it can be computed from
+    a picture alone, and `optional` whether the generator knows what it is without. `channels` is what a network is built
+    for; `drop` the share of rows that it is trained on without.
     """
 
     part: ClassVar[Literal["controls", "adapters"]] = "controls"
@@ -53,6 +54,7 @@ class Input(nn.Module, ABC):
         if not 0 <= drop < 1:
             raise ValueError(f"drop = {drop}; expected a share of rows in [0, 1)")
         self.name, self.drop = name, drop
+        self.optional = drop > 0
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ class Control(Configured, nn.Module):
         if not isinstance(condition, Input) or condition.part != "controls":
             raise ValueError("a control is told a picture; an embedding is an input of a generator of its own")
         self.network, self.condition, self.space, self.generator = network, condition, space, generator
+        condition.optional = True  # without its picture it adds nothing
 
 
 def controlled(generator: object, controls: Sequence[Control]) -> DiffusionGenerator:

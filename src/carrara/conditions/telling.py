@@ -21,7 +21,7 @@ def read_by(inputs: Sequence[Input], given: Collection[str]) -> set[str]:
 
 def missing(inputs: Sequence[Input], given: Collection[str]) -> list[Input]:
     """The inputs that are not given and that a generator cannot go without, never having been without them."""
-    return [one for one in inputs if one.drop == 0 and not set(one.needs) <= set(given)]
+    return [one for one in inputs if not one.optional and not set(one.needs) <= set(given)]
 
 
 def tell(

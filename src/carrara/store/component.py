@@ -5,7 +5,7 @@
     tokenizer.json ...   files that the config names
     README.md            the model card
 
-    model.json           names three component folders: text, generator, decoder
+    model.json           names three component folders (text, generator, decoder) and those of `controls`, if any
 
 Each component is complete alone. Weights are written first and component.json last, each by an atomic rename, so a
 folder with a component.json is whole. Nothing in a file is ever executed: kinds come from a closed table.
@@ -16,13 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from carrara.conditions import controlled
 from carrara.config import Role, build, describe
 from carrara.errors import CarraraError, RecipeError, StorageError
 from carrara.store.atomic import new_directory, storage_errors, write_file
@@ -33,7 +34,7 @@ from carrara.system import System
 __all__ = ["Component", "ROLES", "assemble", "load", "load_component", "read_component", "save_component"]
 
 ROLES = ("text", "generator", "decoder")
-_WORDS = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
+_WORDS = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
 _FORMAT_VERSION = 1
 _COMPONENT, _MODEL, _WEIGHTS, _CARD = "component.json", "model.json", "weights.safetensors", "README.md"
 _SYSTEM = "system"  # where `carrara demo` and the commands that are suggested put a model, beside its parts
@@ -57,8 +58,8 @@ def save_component(
     `facts` is whatever should be known of it: what it was trained on and how, what it measured.
     Raises NonFiniteError for weights that are not finite and StorageError when the disk refuses.
     """
-    if role not in ROLES:
-        raise ValueError(f'"{role}" is no role of a component; roles are {", ".join(ROLES)}')
+    if role not in _WORDS:
+        raise ValueError(f'"{role}" is no role of a component; roles are {", ".join(_WORDS)}')
     assets: dict[str, bytes] = {}
     config = describe(module, kinds(), assets)
     with storage_errors(f"{folder} cannot be written"):
@@ -107,7 +108,7 @@ def read_component(folder: Path, role: str | None = None) -> Component:
         raise _no_component(folder, role)
     body = _read_json(folder / _COMPONENT)
     found, config, files = body.get("role"), body.get("config"), body.get("files")
-    if found not in ROLES or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
+    if found not in _WORDS or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
         raise StorageError(f"{folder / _COMPONENT} lacks its role, config or files; the folder is damaged")
     if role is not None and found != role:
         raise RecipeError(f"{folder} is a {found}; expected a {role}")
@@ -197,10 +198,18 @@ def load_component(folder: str | Path, role: str | None = None, *, verify: bool 
     return module.eval().requires_grad_(False)
 
 
-def assemble(folder: Path, *, generator: Path, text: Path | None = None, decoder: Path | None = None) -> System:
+def assemble(
+    folder: Path,
+    *,
+    generator: Path,
+    text: Path | None = None,
+    decoder: Path | None = None,
+    controls: Sequence[Path] = (),
+) -> System:
     """Copies three components into a model folder and returns the system. Parts that do not fit are refused first.
 
     `text` and `decoder` may be left out for a generator that was trained without them: its own folder has them then.
+    `controls` are components that were trained for this generator.
     """
     generator = Path(generator)
     read_component(generator, "generator")  # what is said below is true of a trained generator
@@ -210,26 +219,38 @@ def assemble(folder: Path, *, generator: Path, text: Path | None = None, decoder
             raise RecipeError(
                 f"{generator} was trained with a {_WORDS[role]} that has a folder of its own; name it with --{role}"
             )
-    system = System(**{role: load_component(path, role, verify=True) for role, path in sources.items()})
+    system = _system({role: load_component(path, role, verify=True) for role, path in sources.items()}, controls)
+    of_controls = {f"control-{load_component(path, 'control').condition.name}": Path(path) for path in controls}
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
         raise StorageError(f"{folder} exists and is no model folder; choose another")
-    body = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
+    body: dict[str, Any] = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
+    if of_controls:
+        body["controls"] = list(of_controls)
     with storage_errors(f"{folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory(folder) as place:
-            for role, source in sources.items():
-                (place / role).mkdir()
-                for name in (*read_component(source, role).files, _COMPONENT, _CARD):
+            for part, source in {**sources, **of_controls}.items():
+                (place / part).mkdir()
+                for name in (*read_component(source).files, _COMPONENT, _CARD):
                     if (source / name).is_file():
-                        shutil.copyfile(source / name, place / role / name)
+                        shutil.copyfile(source / name, place / part / name)
             (place / _MODEL).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     return system
 
 
-def load(path: str | Path) -> System:
+def _system(parts: dict[str, Any], controls: Sequence[str | Path]) -> System:
+    """The system of three parts, its generator with the controls of these folders."""
+    if controls:
+        found = [load_component(path, "control", verify=True) for path in controls]
+        parts = {**parts, "generator": controlled(parts["generator"], found).eval()}
+    return System(**parts)
+
+
+def load(path: str | Path, *, controls: Sequence[str | Path] = ()) -> System:
     """The system of a model folder: `carrara.load(path).generate(["a red apple"], seeds=[0])`.
 
-    Raises StorageError when the folder is no whole model folder, RecipeError when its parts do not fit.
+    `controls` are folders of controls that join those of the model. Raises StorageError when the folder is no whole
+    model folder, RecipeError when its parts do not fit.
     """
     folder = Path(path)
     if not (folder / _MODEL).is_file():
@@ -238,10 +259,15 @@ def load(path: str | Path) -> System:
             raise RecipeError(f"{folder} is a single {role}; put a system together with `carrara assemble`")
         raise _absent(folder, _MODEL, "; a model folder is made by `carrara assemble`")
     body = _read_json(folder / _MODEL)
-    parts = {}
-    for role in ROLES:
-        name = body.get(role)
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise StorageError(f"{folder / _MODEL} names {name!r} as its {role}; expected a folder beside it")
-        parts[role] = load_component(folder / name, role)
-    return System(**parts)
+    parts = {role: load_component(_inside(folder, body.get(role), role), role) for role in ROLES}
+    own = body.get("controls", [])
+    if not isinstance(own, list):
+        raise StorageError(f"{folder / _MODEL} has {own!r} as its controls; expected a list of folders beside it")
+    return _system(parts, [*(_inside(folder, name, "control") for name in own), *controls])
+
+
+def _inside(folder: Path, name: object, role: str) -> Path:
+    """The folder of a part of a model."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise StorageError(f"{folder / _MODEL} names {name!r} as its {role}; expected a folder beside it")
+    return folder / name

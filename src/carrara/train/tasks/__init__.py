@@ -7,6 +7,7 @@ Each is a recipe (a frozen object that a file can say) whose `create` makes the 
 from carrara.train.tasks.autoencoder import AutoencoderRecipe, AutoencoderTask
 from carrara.train.tasks.autoregressive import AutoregressiveRecipe, AutoregressiveTask
 from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
+from carrara.train.tasks.control import ControlRecipe, ControlTask
 from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
 from carrara.train.tasks.gan import GanRecipe, GanTask
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
@@ -21,6 +22,8 @@ __all__ = [
     "AutoregressiveTask",
     "ContrastiveRecipe",
     "ContrastiveTask",
+    "ControlRecipe",
+    "ControlTask",
     "DiffusionRecipe",
     "DiffusionTask",
     "GanRecipe",

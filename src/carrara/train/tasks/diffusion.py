@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from carrara.conditions import Input
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder
 from carrara.diffusion.denoiser import Denoiser
@@ -24,17 +25,19 @@ from carrara.rng import Rng
 from carrara.text import TextEncoder
 from carrara.train.parallel import World
 from carrara.train.task import Loss, Phase
-from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask, condition_widths
+from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask, TaughtRecipe, condition_widths
+from carrara.train.tasks.inputs import create_inputs, network_widths
 from carrara.train.tasks.part import Table, built
 from carrara.types import Batch
 
-__all__ = ["DiffusionRecipe", "DiffusionTask"]
+__all__ = ["DiffusionRecipe", "DiffusionTask", "check_levels"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionRecipe(GeneratorRecipe):
-    """A diffusion or flow generator."""
+    """A diffusion or flow generator; `inputs` are what it is told beside text, a table with a `kind` for each name."""
 
+    inputs: dict[str, Table] = field(default_factory=dict)
     network: Table = field(default_factory=lambda: {"kind": "unet"})
     schedule: Schedule = field(default_factory=Linear)
     parameterization: Parameterization = field(default_factory=Flow)
@@ -50,7 +53,9 @@ class DiffusionRecipe(GeneratorRecipe):
         derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
         if self.network.get("kind") == "dit":
             derived["size"] = height if height == width else [height, width]
-        network = built("network", self.network, "task.network", seed, **derived, **condition_widths(text))
+        inputs = create_inputs(self.inputs, pictures, decoder, seed, device)
+        derived |= condition_widths(text) | network_widths(inputs)
+        network = built("network", self.network, "task.network", seed, **derived)
         process = Process(copy.deepcopy(self.schedule))  # a learned one is this task's own
         try:
             denoiser = Denoiser(
@@ -60,14 +65,17 @@ class DiffusionRecipe(GeneratorRecipe):
             raise RecipeError(f"task.parameterization: {error}") from error
         try:
             self.objective.check(denoiser)
-            _check_levels(self.objective, decoder)
+            check_levels(self.objective, decoder)
         except ValueError as error:
             raise RecipeError(f"task.objective: {error}") from error
-        generator = DiffusionGenerator(denoiser, decoder.space, reads=text.space, settings=self.settings)
-        return DiffusionTask(generator.to(device), self, pictures, text, decoder)
+        generator = DiffusionGenerator(
+            denoiser, decoder.space, reads=text.space, settings=self.settings, conditions=inputs
+        )
+        return DiffusionTask(generator.to(device), self, pictures, text, decoder, objective=self.objective)
 
 
-def _check_levels(objective: Objective, decoder: Decoder) -> None:
+def check_levels(objective: Objective, decoder: Decoder) -> None:
+    """Raises ValueError for a bound of data on other grey levels than the decoder's pictures have."""
     levels = objective.grey_levels
     if levels is None:
         return
@@ -84,28 +92,33 @@ class DiffusionTask(GeneratorTask):
     """The recipe's objective on encoded pictures, under encoded prompts of which a share is dropped.
 
     What an objective learns (a weight's uncertainty) is in `modules` beside the generator, what it remembers (losses,
-    for importance sampling) in `state`; a learned schedule is the generator's own.
+    for importance sampling) in `state`; a learned schedule is the generator's own. `trained` is what learns, where that
+    is not the generator but a part of its network (a control).
     """
 
     phase_name = "denoising"
 
     def __init__(
         self,
-        module: DiffusionGenerator,
-        recipe: DiffusionRecipe,
+        generator: DiffusionGenerator,
+        recipe: TaughtRecipe,
         pictures: Pictures,
         text: TextEncoder,
         decoder: Decoder,
+        *,
+        objective: Objective,
+        trained: nn.Module | None = None,
     ) -> None:
-        self.generator, self.recipe = module, recipe
-        self.objective = copy.deepcopy(recipe.objective)
+        self.generator = generator
+        self.objective = copy.deepcopy(objective)
         self._draws = dict(parts(self.objective, TimeDistribution))  # type: ignore[type-abstract]
-        super().__init__(module, recipe, pictures, text, decoder)
+        conditions = cast(Iterable[Input], generator.conditions)
+        super().__init__(trained or generator, recipe, pictures, text, decoder, tuple(conditions))
         for name, part in parts(self.objective, nn.Module):
             self.modules[name] = part.to(self.device)
-        trained = tuple(p for p in self.modules.parameters() if p.requires_grad)
-        self.phases = (Phase(self.phase_name, trained, self.loss, self.separable),)
-        self.networks = (module.denoiser.network,)
+        learning = tuple(p for p in self.modules.parameters() if p.requires_grad)
+        self.phases = (Phase(self.phase_name, learning, self.loss, self.separable),)
+        self.networks = (generator.denoiser.network,)
 
     def state(self) -> dict[str, Tensor]:
         """Beside the parts' fingerprints, what draws remember."""

@@ -7,13 +7,14 @@ share of rows is told nothing, so that the null condition is one of those that i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from carrara.conditions import Input
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder, Pixels
 from carrara.errors import RecipeError, StorageError
@@ -25,13 +26,27 @@ from carrara.text import Labels, TextEncoder, Unconditional
 from carrara.train.tasks.part import PartTask, TaskRecipe, depth
 from carrara.types import Batch, Condition
 
-__all__ = ["GeneratorRecipe", "GeneratorTask", "condition_widths"]
+__all__ = ["GeneratorRecipe", "GeneratorTask", "TaughtRecipe", "check_pictures", "condition_widths"]
 
 _CACHED_BYTES = 2 << 30  # encodings of a data set are kept in memory up to this size
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRecipe(TaskRecipe):
+class TaughtRecipe(TaskRecipe):
+    """What is learnt under captions: how much of them, and what the sample grid shows."""
+
+    drop: float = 0.1  # share of rows trained on the null condition, for classifier-free guidance
+    part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
+    prompts: tuple[str, ...] = ()  # of the sample grid; none: captions of the data
+
+    @property
+    def parts(self) -> str:
+        """What the recipe names that is trained already, for people."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe(TaughtRecipe):
     """A generator in the space of a decoder, under the conditions of a text encoder.
 
     `text` and `decoder` are component folders; or for text "labels" (class folders) or "unconditional", and for the
@@ -40,9 +55,10 @@ class GeneratorRecipe(TaskRecipe):
 
     text: str = "unconditional"
     decoder: str = "pixels"
-    drop: float = 0.1  # share of rows trained on the null condition, for classifier-free guidance
-    part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
-    prompts: tuple[str, ...] = ()  # of the sample grid; none: captions of the data
+
+    @property
+    def parts(self) -> str:
+        return f"{self.text} and {self.decoder}"
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> GeneratorTask:
         return self.create_with(self._text(pictures, device), self._decoder(pictures, device), pictures, seed, device)
@@ -66,12 +82,17 @@ class GeneratorRecipe(TaskRecipe):
         if self.decoder == "pixels":
             return Pixels(channels=pictures.channels, size=pictures.size, depth=depth(pictures))
         decoder = _trained(self.decoder, "decoder").to(device)
-        if decoder.pictures.shape != (pictures.channels, *pictures.size):
-            raise RecipeError(
-                f"task.decoder: {self.decoder} makes pictures of {decoder.pictures.shape} (channels, height, width); "
-                f"the data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
-            )
+        check_pictures(decoder, pictures, f"task.decoder: {self.decoder}")
         return decoder
+
+
+def check_pictures(decoder: Decoder, pictures: Pictures, what: str) -> None:
+    """Raises RecipeError for a decoder of other pictures than the data has."""
+    if decoder.pictures.shape != (pictures.channels, *pictures.size):
+        raise RecipeError(
+            f"{what} makes pictures of {decoder.pictures.shape} (channels, height, width); "
+            f"the data has {(pictures.channels, *pictures.size)}; prepare the data alike or train another decoder"
+        )
 
 
 def _trained(folder: str, role: str) -> Any:
@@ -101,20 +122,24 @@ def _parts(caption: str) -> list[str]:
 
 
 class GeneratorTask(PartTask):
-    """Pictures as z and captions as conditions, encoded once where they fit into memory; each family has its loss."""
+    """Pictures as z and captions as conditions, encoded once where they fit into memory; each family has its loss.
+
+    `conditions` are what is told beside captions; those of a generator's task are in its own `conditions`, too.
+    """
 
     role = "generator"
 
     def __init__(
         self,
         module: nn.Module,
-        recipe: GeneratorRecipe,
+        recipe: TaughtRecipe,
         pictures: Pictures,
         text: TextEncoder,
         decoder: Decoder,
+        conditions: Sequence[Input] = (),
     ) -> None:
         self.shared, self.pictures = recipe, pictures
-        self.text, self.decoder = text, decoder
+        self.text, self.decoder, self.conditions = text, decoder, tuple(conditions)
         super().__init__(module)
         self.device = next(module.parameters()).device
         self._spaces = torch.tensor(list(repr((text.space, decoder.space)).encode()), dtype=torch.uint8)
@@ -131,8 +156,8 @@ class GeneratorTask(PartTask):
         found = state.get("spaces")
         if found is not None and not torch.equal(found.cpu(), self._spaces):
             raise RecipeError(
-                f"the run was begun with another text encoder or decoder than {self.shared.text} and "
-                f"{self.shared.decoder} are now; give those back, or train into a new folder"
+                f"the run was begun with another text encoder or decoder than {self.shared.parts} are now; "
+                "give those back, or train into a new folder"
             )
 
     # What the parts make of data
@@ -205,26 +230,86 @@ class GeneratorTask(PartTask):
         return self._encodings[list(batch.index)]
 
     def taught(self, batch: Batch, rng: Rng) -> Condition:
-        """What the rows are told in training: some a part of their caption, some nothing."""
+        """What the rows are told in training: some a part of their caption, some nothing, and not all of every input.
+
+        Half of the rows that are told nothing of their caption are told nothing of the inputs that may be left out.
+        """
         condition = self._condition(self._partly_said(batch, rng.fork("part")))
+        keep = torch.ones(len(batch), dtype=torch.bool)
         if self.shared.drop and not isinstance(self.text, Unconditional):
             keep = rng.fork("drop").uniform() >= self.shared.drop
             condition = condition.where(keep, self.null.rows([0] * len(batch)))
-        return condition
+        if not self.conditions:
+            return condition
+        streams = rng.fork("inputs")
+        some = keep | (streams.uniform() < 0.5)
+        kept = {c.name: (streams.fork(c.name, "drop").uniform() >= c.drop) & (some | (c.drop == 0)) for c in self.conditions}
+        return self._with_inputs(condition, batch, streams, kept)
 
     def told(self, batch: Batch) -> Condition:
-        """The condition of the rows' captions."""
-        return self._condition(self._said(batch))
+        """The condition of the rows' captions, and all inputs; what has to be drawn is the same whenever it is asked."""
+        condition = self._condition(self._said(batch))
+        return self._with_inputs(condition, batch, Rng.samples(0, batch.index, "told"), {}) if self.conditions else condition
+
+    @torch.no_grad()
+    def _with_inputs(self, condition: Condition, batch: Batch, rng: Rng, kept: Mapping[str, Tensor]) -> Condition:
+        """The condition with the rows' inputs, at their nulls where `kept` says so."""
+        parts: dict[str, dict[str, Tensor]] = {"controls": {}, "adapters": {}}
+        with torch.autocast(self.device.type, enabled=False):
+            for one in self.conditions:
+                encoding = one.encode(*one.of(batch.images, batch.inputs, rng.fork(one.name)))
+                if one.name in kept:
+                    row = kept[one.name].to(encoding.device, encoding.dtype)
+                    encoding = encoding * row.view(-1, *[1] * (encoding.ndim - 1))
+                parts[one.part][one.name] = encoding
+        return replace(condition, **parts)
 
     # Looking and saving
 
-    def sample(self, rng_seed: int) -> Tensor | None:
-        """Sixteen pictures of the recipe's prompts, or of captions of the data."""
-        prompts = self.prompts(16)
+    @property
+    def system(self) -> System:
+        """What is being trained, as a part of the system that it is for."""
         generator: Generator = self.module  # type: ignore[assignment]
-        system = System(self.text, generator, self.decoder)
-        *_, last = system.generate(prompts, seeds=[rng_seed + i for i in range(len(prompts))])
+        return System(self.text, generator, self.decoder)
+
+    def sample(self, rng_seed: int) -> Tensor | None:
+        """Sixteen pictures of the recipe's prompts, or of captions of the data; with inputs eight, each beside its own."""
+        if self.conditions:
+            return self._sample_with_inputs(rng_seed, 8)
+        prompts = self.prompts(16)
+        *_, last = self.system.generate(prompts, seeds=[rng_seed + i for i in range(len(prompts))])
         return last.images
+
+    def _sample_with_inputs(self, rng_seed: int, count: int) -> Tensor:
+        """(B (k + 1), C, H, W): the k inputs of a picture of the data, then what is made under them and its caption."""
+        rows = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[:count]
+        seeds = [rng_seed + i for i in range(len(rows))]
+        said = [*self.shared.prompts, *(self._own(row) for row in rows[len(self.shared.prompts) :])][: len(rows)]
+        given, shown = self.inputs(rows, Rng.seeds(seeds, "inputs"))
+        *_, last = self.system.generate(said, seeds=seeds, inputs=given)
+        columns = [_like(picture, last.images) for picture in shown]
+        return torch.stack([*columns, last.images], 1).flatten(0, 1)
+
+    def _own(self, row: int) -> str:
+        """What is said of a picture of the data."""
+        if isinstance(self.text, Unconditional):
+            return ""
+        said = self.pictures.captions[row]
+        return self.pictures.labels[row] if isinstance(self.text, Labels) else said[0] if said else ""
+
+    @torch.no_grad()
+    def inputs(self, rows: Sequence[int], rng: Rng) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """What a request that is told of pictures of the data gives, by name, and how each input looks."""
+        images = self.pictures.tensor(rows).to(self.device)
+        beside = {name: x.to(self.device) for name, x in self.pictures.input_tensors(rows).items()}
+        given: dict[str, Tensor] = {}
+        shown = []
+        with torch.autocast(self.device.type, enabled=False):
+            for one in self.conditions:
+                pictures = one.of(images, beside, rng.fork(one.name))
+                given |= dict(zip(one.needs, pictures, strict=True))
+                shown.append(one.shown(*pictures))
+        return given, shown
 
     def save(self, folder: Path) -> None:
         """Writes the generator, and beside it the parts without weights, which have no run of their own."""
@@ -244,3 +329,10 @@ class GeneratorTask(PartTask):
             known = list(dict.fromkeys(said[0] for said in self.pictures.captions if said))
         drawn = [known[i] for i in permutation(len(known), 0, "prompts")] if known else [""]
         return [*self.shared.prompts, *(drawn[i % len(drawn)] for i in range(count))][:count]
+
+
+def _like(picture: Tensor, images: Tensor) -> Tensor:
+    """An input's picture with as many channels as images (B, C, H, W) have, and of their size."""
+    if picture.shape[1] != images.shape[1]:
+        picture = picture.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)
+    return torch.nn.functional.interpolate(picture.to(images), size=images.shape[2:], mode="nearest")
