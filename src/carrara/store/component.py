@@ -37,6 +37,7 @@ ROLES = ("text", "generator", "decoder")
 _WORDS = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
 _FORMAT_VERSION = 1
 _COMPONENT, _MODEL, _WEIGHTS, _CARD = "component.json", "model.json", "weights.safetensors", "README.md"
+_LOG = "log.jsonl"  # of a run, which is a component when it is done
 _SYSTEM = "system"  # where `carrara demo` and the commands that are suggested put a model, beside its parts
 
 
@@ -226,6 +227,8 @@ def assemble(
     body: dict[str, Any] = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
     if of_controls:
         body["controls"] = list(of_controls)
+    if spent := {role: seconds for role, path in sources.items() if (seconds := _training_seconds(path)) is not None}:
+        body["training_seconds"] = spent
     with storage_errors(f"{folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory(folder) as place:
@@ -236,6 +239,16 @@ def assemble(
                         shutil.copyfile(source / name, place / part / name)
             (place / _MODEL).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     return system
+
+
+def _training_seconds(folder: Path) -> float | None:
+    """How long a run took, by the last line of its log; None where it has none, or did not come to its end."""
+    try:
+        *_, last = (folder / _LOG).read_text(encoding="utf-8").splitlines()
+        event = json.loads(last)
+        return round(float(event["seconds"]), 1) if event["event"] == "done" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _system(parts: dict[str, Any], controls: Sequence[str | Path]) -> System:
