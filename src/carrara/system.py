@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from carrara.conditions import Input, read_by, tell
-from carrara.decoder import Decoder
+from carrara.decoder import Decoder, Decoding
 from carrara.errors import RecipeError
 from carrara.image import to_pixels
 from carrara.rng import Rng
-from carrara.run import finish, run
+from carrara.run import run
 from carrara.text import TextEncoder
 from carrara.types import Ask, Condition, Estimate, Request, Round, Rounds, Space, Step
 
@@ -88,8 +88,9 @@ class System:
 
     def __post_init__(self) -> None:
         _check("generator", self.generator.space, "decoder", self.decoder.space)
-        if self.generator.reads is not None:
-            _check("generator", self.generator.reads, "text encoder", self.text.space)
+        for name, part in (("generator", self.generator), ("decoder", self.decoder)):
+            if (reads := getattr(part, "reads", None)) is not None:
+                _check(name, reads, "text encoder", self.text.space)
 
     def start(self, request: Request) -> Rounds:
         """The request from prompt to picture, as rounds for a driver."""
@@ -113,7 +114,7 @@ class System:
             more["inputs"] = yield from self._encoded(edits, shape)
         told, void = yield from self._told(condition, null, request, shape)
         z = yield from self.generator.start(shape, told, void, rng.fork("generator"), request.settings, **more)
-        images = yield from self.decoder.start(z, condition, null, rng.fork("decoder"))
+        images = yield from self.decoder.start(z, condition, null, rng.fork("decoder"), request.decoding)
         images = _put_back(images, request.inputs)
         if request.candidates > 1:
             likeness = yield from self.text.match(images, request.prompts)  # type: ignore[attr-defined]
@@ -213,6 +214,8 @@ class System:
         inputs: Mapping[str, Tensor] | None = None,
         settings: Any = None,
         candidates: int = 1,
+        decoding: Decoding | None = None,
+        preview: Decoder | None = None,
     ) -> Iterator[Frame]:
         """Frames of one request: each finished step, then the pictures (`final`).
 
@@ -228,7 +231,12 @@ class System:
         Of so many `candidates` of each picture, the first of which is the picture without this, the one is kept that
         fits its prompt best, as the text encoder sees it, which must have learnt from pictures, too (Ramesh et al.
         2021). Steps show the first ones.
+
+        `decoding` says how z is decoded where that differs from what the decoder was saved with: in parts, or how an
+        upsampler samples. `preview` is another decoder of the same z, a quicker one, by which steps are shown.
         """
+        if preview is not None and preview.space[:3] != self.decoder.space[:3]:
+            raise ValueError(f"the preview decodes {preview.space[:3]}, and this system's z is {self.decoder.space[:3]}")
         prompts, seeds = _texts("prompts", prompts), _seeds(seeds)
         if negative is not None:
             negative = _texts("negative", negative)
@@ -244,6 +252,7 @@ class System:
             {name: x.expand(len(seeds), *x.shape[1:]) if len(x) == 1 else x for name, x in (inputs or {}).items()},
             settings,
             candidates,
+            decoding,
         )
         steps = run(self.start(request))
         count = 0
@@ -255,15 +264,18 @@ class System:
                 break
             count += 1
             step = _first(step, len(seeds))
-            yield Frame(count, False, request.seeds, self.decoder.depth, step, self._preview(step))
+            yield Frame(count, False, request.seeds, self.decoder.depth, step, _seen(step, preview or self.decoder))
         yield Frame(count, True, request.seeds, self.decoder.depth, None, lambda: images)
 
-    def _preview(self, step: Step) -> Callable[[], Tensor]:
-        def images() -> Tensor:
-            rng = Rng.seeds(range(len(step.x)))
-            return finish(self.decoder.start(step.estimate.mean, Condition(), Condition(), rng))  # type: ignore[no-any-return]
 
-        return images
+def _seen(step: Step, decoder: Decoder) -> Callable[[], Tensor]:
+    """What a step shows: what a decoder says of its own steps, or else the decoded estimate."""
+
+    @torch.no_grad()
+    def images() -> Tensor:
+        return step.show() if step.show is not None else decoder.preview(step.estimate.mean)
+
+    return images
 
 
 def _every(request: Request, condition: Condition, null: Condition) -> tuple[Request, Condition, Condition, Rng]:
