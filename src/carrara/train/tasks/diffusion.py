@@ -30,14 +30,13 @@ from carrara.train.tasks.inputs import create_inputs, network_widths
 from carrara.train.tasks.part import Table, built
 from carrara.types import Batch
 
-__all__ = ["DiffusionRecipe", "DiffusionTask", "check_levels"]
+__all__ = ["Denoising", "DiffusionRecipe", "DiffusionTask", "check_levels"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionRecipe(GeneratorRecipe):
-    """A diffusion or flow generator; `inputs` are what it is told beside text, a table with a `kind` for each name."""
+class Denoising:
+    """What every training of a denoiser says: the network, the noise, what is minimised, and how it is sampled."""
 
-    inputs: dict[str, Table] = field(default_factory=dict)
     network: Table = field(default_factory=lambda: {"kind": "unet"})
     schedule: Schedule = field(default_factory=Linear)
     parameterization: Parameterization = field(default_factory=Flow)
@@ -46,16 +45,13 @@ class DiffusionRecipe(GeneratorRecipe):
     learned_variance: bool = False  # taught by "hybrid", or "bound" with variance "learned"
     settings: SamplingSettings = field(default_factory=SamplingSettings)  # how it is sampled unless told otherwise
 
-    def create_with(
-        self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
-    ) -> DiffusionTask:
+    def denoiser(self, decoder: Decoder, seed: int, widths: Mapping[str, Any]) -> Denoiser:
+        """The denoiser of a decoder's z, its network built with these further settings; RecipeError for what cannot be."""
         channels, height, width = decoder.space.shape
         derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
         if self.network.get("kind") == "dit":
             derived["size"] = height if height == width else [height, width]
-        inputs = create_inputs(self.inputs, pictures, decoder, seed, device)
-        derived |= condition_widths(text) | network_widths(inputs)
-        network = built("network", self.network, "task.network", seed, **derived)
+        network = built("network", self.network, "task.network", seed, **derived, **widths)
         process = Process(copy.deepcopy(self.schedule))  # a learned one is this task's own
         try:
             denoiser = Denoiser(
@@ -68,6 +64,20 @@ class DiffusionRecipe(GeneratorRecipe):
             check_levels(self.objective, decoder)
         except ValueError as error:
             raise RecipeError(f"task.objective: {error}") from error
+        return denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRecipe(Denoising, GeneratorRecipe):
+    """A diffusion or flow generator; `inputs` are what it is told beside text, a table with a `kind` for each name."""
+
+    inputs: dict[str, Table] = field(default_factory=dict)
+
+    def create_with(
+        self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
+    ) -> DiffusionTask:
+        inputs = create_inputs(self.inputs, pictures, decoder, seed, device)
+        denoiser = self.denoiser(decoder, seed, condition_widths(text) | network_widths(inputs))
         generator = DiffusionGenerator(
             denoiser, decoder.space, reads=text.space, settings=self.settings, conditions=inputs
         )

@@ -26,7 +26,7 @@ from carrara.text import Labels, TextEncoder, Unconditional
 from carrara.train.tasks.part import PartTask, TaskRecipe, depth
 from carrara.types import Batch, Condition
 
-__all__ = ["GeneratorRecipe", "GeneratorTask", "TaughtRecipe", "check_pictures", "condition_widths"]
+__all__ = ["GeneratorRecipe", "GeneratorTask", "TaughtRecipe", "check_pictures", "condition_widths", "text_encoder"]
 
 _CACHED_BYTES = 2 << 30  # encodings of a data set are kept in memory up to this size
 
@@ -70,13 +70,7 @@ class GeneratorRecipe(TaughtRecipe):
         raise NotImplementedError
 
     def _text(self, pictures: Pictures, device: torch.device) -> TextEncoder:
-        if self.text == "unconditional":
-            return Unconditional()
-        if self.text == "labels":
-            if not pictures.classes:
-                raise RecipeError('task.text: "labels" needs pictures in class folders; none were found')
-            return Labels(pictures.classes).to(device)
-        return _trained(self.text, "text").to(device)
+        return text_encoder(self.text, pictures, device)
 
     def _decoder(self, pictures: Pictures, device: torch.device) -> Decoder:
         if self.decoder == "pixels":
@@ -84,6 +78,18 @@ class GeneratorRecipe(TaughtRecipe):
         decoder = _trained(self.decoder, "decoder").to(device)
         check_pictures(decoder, pictures, f"task.decoder: {self.decoder}")
         return decoder
+
+
+def text_encoder(name: str, pictures: Pictures, device: torch.device) -> TextEncoder:
+    """What a recipe's `text` names: a component folder, "labels" (class folders) or "unconditional"."""
+    if name == "unconditional":
+        return Unconditional()
+    if name == "labels":
+        if not pictures.classes:
+            raise RecipeError('task.text: "labels" needs pictures in class folders; none were found')
+        return Labels(pictures.classes).to(device)
+    encoder: TextEncoder = _trained(name, "text").to(device)
+    return encoder
 
 
 def check_pictures(decoder: Decoder, pictures: Pictures, what: str) -> None:
