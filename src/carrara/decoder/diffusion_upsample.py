@@ -12,7 +12,7 @@ and invents more. At s = 0 the condition is the small picture as it is.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class DiffusionUpsample(Configured, nn.Module):
     `size` is that of the large pictures (height, width), `factor` how many times larger they are. `augmentation` is the
     level at which it samples; `most`, at most 1, the largest that it was trained on.
     """
+
+    conditions: ClassVar[tuple[()]] = ()  # beside the text and the small picture it is told of nothing
 
     def __init__(
         self,

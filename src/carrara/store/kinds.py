@@ -230,6 +230,7 @@ TABLES: dict[str, dict[str, str]] = {
         "contrastive": "carrara.train.tasks.contrastive:ContrastiveRecipe",
         "control": "carrara.train.tasks.control:ControlRecipe",
         "diffusion": "carrara.train.tasks.diffusion:DiffusionRecipe",
+        "diffusion-upsample": "carrara.train.tasks.diffusion_upsample:DiffusionUpsampleRecipe",
         "gan": "carrara.train.tasks.gan:GanRecipe",
         "tokens": "carrara.train.tasks.tokens:TokensRecipe",
         "upsample": "carrara.train.tasks.upsample:UpsampleRecipe",

@@ -9,10 +9,12 @@ from carrara.train.tasks.autoregressive import AutoregressiveRecipe, Autoregress
 from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
 from carrara.train.tasks.control import ControlRecipe, ControlTask
 from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
+from carrara.train.tasks.diffusion_upsample import DiffusionUpsampleRecipe, DiffusionUpsampleTask
 from carrara.train.tasks.gan import GanRecipe, GanTask
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
 from carrara.train.tasks.part import PartTask, TaskRecipe
 from carrara.train.tasks.tokens import TokensRecipe, TokensTask
+from carrara.train.tasks.upsample import UpsampleRecipe, UpsampleTask
 from carrara.train.tasks.vae import VaeRecipe, VaeTask
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "ControlTask",
     "DiffusionRecipe",
     "DiffusionTask",
+    "DiffusionUpsampleRecipe",
+    "DiffusionUpsampleTask",
     "GanRecipe",
     "GanTask",
     "GeneratorRecipe",
@@ -34,6 +38,8 @@ __all__ = [
     "TaskRecipe",
     "TokensRecipe",
     "TokensTask",
+    "UpsampleRecipe",
+    "UpsampleTask",
     "VaeRecipe",
     "VaeTask",
 ]
