@@ -261,7 +261,7 @@ class VaeGenerator(Configured, nn.Module):
         costs, log_weight = [], -reconstruction
         for (mean, logstd, u), eps in zip(levels, noise, strict=True):
             costs.append(_rows(kl(Gaussian(mean, (2 * logstd).exp()), Gaussian(torch.zeros_like(mean), 1.0))))
-            log_weight = log_weight + _rows((eps.square() - u.square()) / 2 + logstd)
+            log_weight = log_weight + _rows((eps.to(u.dtype).square() - u.square()) / 2 + logstd)
         return Draw(reconstruction, torch.stack(costs, 1), log_weight, tuple(level[0] for level in levels))
 
     def _noise(self, rng: Rng) -> tuple[Tensor, ...]:

@@ -47,6 +47,29 @@ precision = "float32"
 """
 
 
+VAE = """
+out = "vae"
+[data]
+folder = "pics"
+size = 8
+channels = 1
+heldout = 0.3
+[task]
+kind = "vae"
+text = "labels"
+[task.network]
+kind = "ladder"
+widths = [8, 8]
+blocks = [0, 0]
+levels = [1, 1]
+latent = 2
+[train]
+steps = 3
+batch = 8
+precision = "float32"
+"""
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures in class folders, others without, and a tiny model of the first."""
@@ -59,6 +82,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "recipe.toml").write_text(RECIPE)
     done("train", "recipe.toml", "--cache", "cache", cwd=place)
     done("assemble", "--generator", "run", "model", cwd=place)
+    (place / "vae.toml").write_text(VAE)
+    done("train", "vae.toml", "--cache", "cache", cwd=place)
+    done("assemble", "--generator", "vae", "vae-model", cwd=place)
     return place
 
 
@@ -127,6 +153,36 @@ def test_refusal(desk: Path, tmp_path: Path, words: list[object], code: int, say
     given = [*WORDS, *([] if "--out" in words else ["--out", tmp_path / "new"]), *words]
     said = run(*given, cwd=desk)
     assert said.code == code, said.err
+    assert says in said.err
+
+
+def test_the_bound_of_a_vae(desk: Path, tmp_path: Path) -> None:
+    words = ["likelihood", "vae-model", "--data", "pics", "--cache", "cache", "--bound", "--n", 4]
+    said = done(*words, "--out", tmp_path / "one", cwd=desk)
+    assert "bits/dim over 4 pictures (level 1 " in said.out
+    assert "one draw of z a picture" in said.out
+    one = json.loads((tmp_path / "one" / "report.json").read_text())["bound"]
+    assert one["bits_per_dim"] == pytest.approx(sum(one["parts"].values()))
+    said = done(*words, "--out", tmp_path / "many", "--terms", 5, cwd=desk)
+    assert "importance-weighted over 5 draws of z a picture; of one draw it is " in said.out
+    many = json.loads((tmp_path / "many" / "report.json").read_text())["bound"]
+    assert many["bits_per_dim"] < many["elbo"]
+    assert many["terms"] == 5
+    assert "What z holds" in (tmp_path / "many" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--ode"], "--ode follows the flow of a diffusion model, and this one is none"),
+        (["--bound", "--ode"], "--ode follows the flow"),
+        (["--steps", 10], "--steps is for diffusion models, and this one is a VAE"),
+        (["--variance", "posterior"], "--variance is for diffusion models"),
+    ],
+)
+def test_what_a_vae_has_not(desk: Path, tmp_path: Path, words: list[object], says: str) -> None:
+    said = run("likelihood", "vae-model", "--data", "pics", "--cache", "cache", "--out", tmp_path, *words, cwd=desk)
+    assert said.code == 2
     assert says in said.err
 
 

@@ -35,12 +35,14 @@ from carrara.diffusion import (
 from carrara.errors import NonFiniteError, RecipeError, StorageError
 from carrara.evaluate.likelihood import Figure, Ledger, Subject
 from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure, default_variance, profile
-from carrara.evaluate.likelihood_page import bound_facts, ode_facts, page
-from carrara.nn import KLAutoencoder, UNet
+from carrara.evaluate.likelihood_page import bound_facts, measure_facts, ode_facts, page
+from carrara.evaluate.likelihood_vae import VaeMeasure
+from carrara.nn import KLAutoencoder, LadderNetwork, UNet
 from carrara.rng import Rng
 from carrara.system import System
 from carrara.text import Labels, Unconditional
 from carrara.types import Condition, Space
+from carrara.vae import DiscretisedLogistic, DiscretisedNormal, Likelihood, Normal, VaeGenerator, vae_bound
 
 TABLE = LinearBetas(20, 0.001, 0.3)
 
@@ -60,6 +62,19 @@ def system(*, learned: bool = False, flow: bool = False, labels: tuple[str, ...]
     generator = DiffusionGenerator(
         denoiser, Space("pixels", (1, 8, 8)), reads=text.space, settings=settings or SamplingSettings()
     )
+    return System(text, generator.eval().requires_grad_(False), Pixels(channels=1, size=8))
+
+
+def vae(likelihood: Likelihood = DiscretisedLogistic(), *, labels: tuple[str, ...] = (), std: float = 0.1) -> System:  # noqa: B008 - frozen
+    """A tiny VAE of pixels with random weights."""
+    torch.manual_seed(0)
+    text = Labels(labels) if labels else Unconditional()
+    vector = len(labels) + 1 if labels else None
+    network = LadderNetwork(in_channels=1, out_channels=2, size=8, widths=(8, 8), blocks=(0, 0), levels=(1, 1),
+                            latent=2, vector=vector)  # fmt: skip
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    generator = VaeGenerator(network, likelihood, Space("pixels", (1, 8, 8)), reads=text.space)
     return System(text, generator.eval().requires_grad_(False), Pixels(channels=1, size=8))
 
 
@@ -231,6 +246,63 @@ def test_weights_that_are_not_finite(pictures: Pictures, tmp_path: Path) -> None
         measured(tmp_path / "ode", subject, OdeMeasure(), [0])
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
     assert "model" in json.loads((tmp_path / "rows.jsonl").read_text())
+
+
+def test_a_vae(pictures: Pictures, tmp_path: Path) -> None:
+    """Rows are those of `vae_bound`, whatever the batch and after a stop; parts add up to the ELBO."""
+    subject = Subject(vae(labels=("cats", "dogs")), pictures)
+    assert subject.condition == "class"
+    ticks: list[float] = []
+    found = {}
+    for terms in (1, 16):
+        measure = VaeMeasure(terms)
+        chosen = subject.chosen(range(20), 12, 0)
+        whole = measured(tmp_path / f"{terms}", subject, measure, chosen, batch=12)
+        measured(tmp_path / f"cut {terms}", subject, measure, chosen[:5], batch=2)
+        kept = ledger(tmp_path / f"cut {terms}", subject, measure)
+        rows = list(subject.measure(measure, chosen, kept, seed=0, batch=5, tick=ticks.append))
+        for row, other in zip(rows, whole, strict=True):
+            assert row["bits_per_dim"] == pytest.approx(other["bits_per_dim"], rel=1e-4)
+        facts = found[terms] = measure_facts(measure, whole, subject)
+        assert facts["elbo"] == pytest.approx(math.fsum(facts["parts"].values()))
+        assert facts["parts"].keys() == {"level 1", "level 2", "reconstruction"}
+        assert facts["bits_of_levels"][0] == pytest.approx(facts["parts"]["level 1"] * 64)
+        told = {"model": "m", "data": "d", "pictures": 12, "warnings": [], "condition": "class", "levels": 256,
+                "seed": 0, "bound": facts}  # fmt: skip
+        html = page(told, subject, {"bound": whole}).html()
+        assert "level 2 of z" in html
+        assert ("importance" in html) == (terms > 1)
+    assert ticks == sorted(ticks[: len(ticks) // 2]) + sorted(ticks[len(ticks) // 2 :])
+    first = subject.chosen(range(20), 12, 0)[:2]
+    rng = Rng([(0, "likelihood", subject.key(i)) for i in first])
+    said = torch.nn.functional.one_hot(
+        torch.tensor([{"cats": 0, "dogs": 1}.get(pictures.labels[i], 2) for i in first]), 3
+    )
+    exact = vae_bound(
+        subject.generator, pictures.tensor(first), Condition(vector=said.float()), rng, terms=16
+    ).bits_per_dim
+    rows = measured(tmp_path / "16", subject, VaeMeasure(16), first)
+    assert [row["bits_per_dim"] for row in rows] == pytest.approx(exact.tolist(), rel=1e-4)
+    assert found[1]["bits_per_dim"] == pytest.approx(found[1]["elbo"])
+    assert found[16]["bits_per_dim"] < found[16]["elbo"]
+    with pytest.raises(RecipeError, match="rows of another terms"):
+        ledger(tmp_path / "16", subject, VaeMeasure(2))
+
+
+def test_more_draws_bound_it_more_tightly(pictures: Pictures, tmp_path: Path) -> None:
+    subject = Subject(vae(DiscretisedNormal(), std=0.2), pictures, precision="bfloat16")
+    means = []
+    for terms in (1, 4, 16, 64):
+        rows = measured(tmp_path / f"{terms}", subject, VaeMeasure(terms), range(20), batch=20)
+        means.append(measure_facts(VaeMeasure(terms), rows, subject)["bits_per_dim"])
+    assert means == sorted(means, reverse=True)
+
+
+def test_a_vae_without_grey_levels_has_no_bits(pictures: Pictures) -> None:
+    with pytest.raises(RecipeError, match=r"VAE's p\(x \| z\) is a Normal.*256 grey levels"):
+        Subject(vae(Normal()), pictures)
+    with pytest.raises(RecipeError, match="256 grey levels"):
+        Subject(vae(DiscretisedLogistic(16)), pictures)
 
 
 def test_figures() -> None:
