@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from carrara.config import Configured, Role
-from carrara.decoder.base import Depth
+from carrara.decoder.base import Decoding, Depth
+from carrara.decoder.tiling import Scale, tiled
 from carrara.fingerprint import fingerprint
 from carrara.nn.quantize import Quantized, Quantizer
 from carrara.rng import Rng
@@ -31,7 +32,8 @@ class Use(NamedTuple):
 class Tokens(Configured, nn.Module):
     """The tokens of pictures of `size` (height, width), each standing for `down` x `down` pixels.
 
-    Of the autoencoder the mean is what is quantised; its log-variance has no part here, and is not trained.
+    An autoencoder has `channels`, `latent`, `down`, `encode` (to mean and log-variance), `decode`, and `halos` where it
+    can be tiled exactly. The mean is what is quantised; the log-variance has no part here, and is not trained.
     """
 
     def __init__(
@@ -89,6 +91,9 @@ class Tokens(Configured, nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, H, W) of tokens (B, h, w), clamped to [-1, 1]. Raises ValueError for what is no token."""
+        return self._pictures(self._codes(z))
+
+    def _codes(self, z: Tensor) -> Tensor:
         if z.ndim != 3 or z.is_floating_point():
             raise ValueError(f"z is {z.dtype} of shape {tuple(z.shape)}; expected tokens (B, h, w), int64")
         if z.numel() and not 0 <= int(z.min()) <= int(z.max()) < self.quantizer.vocabulary:
@@ -96,7 +101,10 @@ class Tokens(Configured, nn.Module):
                 f"tokens from {int(z.min())} to {int(z.max())} were given, and they are numbers from 0 to "
                 f"{self.quantizer.vocabulary - 1}"
             )
-        return self.autoencoder.decode(self.quantizer.embed(z)).clamp(-1, 1)  # type: ignore[operator]
+        return self.quantizer.embed(z)
+
+    def _pictures(self, codes: Tensor) -> Tensor:
+        return self.autoencoder.decode(codes).clamp(-1, 1)  # type: ignore[operator]
 
     def preview(self, z: Tensor) -> Tensor:
         """The pictures."""
@@ -114,7 +122,14 @@ class Tokens(Configured, nn.Module):
         share = counts / counts.sum()
         return Use((counts > 0).double().mean().item(), torch.special.entr(share).sum().exp().item())
 
-    def start(self, z: Tensor, condition: Condition, null: Condition, rng: Rng, settings: Any = None) -> Rounds:
-        """One call of the decoding half."""
+    def start(
+        self, z: Tensor, condition: Condition, null: Condition, rng: Rng, settings: Decoding | None = None
+    ) -> Rounds:
+        """One call of the decoding half, or with a tiling one a part."""
+        if settings is not None and settings.tiling is not None:
+            down: int = self.autoencoder.down  # type: ignore[assignment]
+            _, reach = getattr(self.autoencoder, "halos", (None, None))
+            whole = yield from tiled(self._pictures, self._codes(z), settings.tiling, Scale(1, down, reach))
+            return whole
         ((images,),) = yield Round((Ask(self.decode, (z,)),))
         return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from carrara.autoregressive import AutoregressiveGenerator, AutoregressiveSettings
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder
-from carrara.errors import RecipeError
 from carrara.rng import Rng
 from carrara.text import TextEncoder, Unconditional
 from carrara.train.task import Loss
@@ -27,6 +27,8 @@ __all__ = ["AutoregressiveRecipe", "AutoregressiveTask"]
 class AutoregressiveRecipe(GeneratorRecipe):
     """An autoregressive generator; `decoder` is the folder of one that makes tokens."""
 
+    makes: ClassVar[tuple[str, ...]] = ("tokens",)
+
     network: Table = field(default_factory=lambda: {"kind": "causal"})
     settings: AutoregressiveSettings = field(default_factory=AutoregressiveSettings)  # how it is sampled unless told
 
@@ -34,11 +36,6 @@ class AutoregressiveRecipe(GeneratorRecipe):
         self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
     ) -> AutoregressiveTask:
         space = decoder.space
-        if space.kind != "tokens":
-            raise RecipeError(
-                f'task.decoder: {self.decoder} decodes {space.kind}, and an autoregressive generator makes tokens; '
-                'train a decoder with kind = "tokens" and give its folder'
-            )
         network = built(
             "token_network",
             self.network,

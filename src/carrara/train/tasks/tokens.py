@@ -11,14 +11,14 @@ from torch import Tensor
 
 from carrara.data.augment import Augment
 from carrara.data.pictures import Pictures
-from carrara.decoder import AutoencoderLoss, psnr
-from carrara.decoder.tokens import Tokens
+from carrara.decoder import PictureLoss, Tokens
 from carrara.errors import RecipeError
 from carrara.nn.quantize import Quantizer, Seen
 from carrara.rng import Rng, permutation
 from carrara.train.parallel import World
 from carrara.train.task import Loss
-from carrara.train.tasks.part import PartTask, Table, TaskRecipe, built, depth
+from carrara.train.tasks.part import Table, TaskRecipe, built, depth
+from carrara.train.tasks.pictures import Adversarial, Judges, Perceptual, PictureTask, likeness
 from carrara.types import Batch
 
 __all__ = ["TokensRecipe", "TokensTask"]
@@ -30,44 +30,35 @@ class TokensRecipe(TaskRecipe):
 
     autoencoder: Table = field(default_factory=lambda: {"kind": "kl"})
     quantizer: Table = field(default_factory=lambda: {"kind": "vq"})
-    loss: AutoencoderLoss = field(default_factory=lambda: AutoencoderLoss(kl=0.0))
+    loss: PictureLoss = field(default_factory=PictureLoss)
+    perceptual: Perceptual | None = None  # a distance as a trained network sees it
+    adversarial: Adversarial | None = None  # a discriminator, from a step on
     augment: Augment = field(default_factory=Augment)
-
-    def __post_init__(self) -> None:
-        if self.loss.kl:
-            raise ValueError(
-                f"loss.kl = {self.loss.kl:g}: tokens are no normal distribution and have no such KL; leave it at 0"
-            )
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> TokensTask:
         quantizer = built("quantizer", self.quantizer, "task.quantizer", seed)
-        network = built(
-            "autoencoder",
-            self.autoencoder,
-            "task.autoencoder",
-            seed,
-            channels=pictures.channels,
-            latent=quantizer.channels,
-        )
+        derived = {"channels": pictures.channels, "latent": quantizer.channels}
+        network = built("autoencoder", self.autoencoder, "task.autoencoder", seed, **derived)
         try:
             tokens = Tokens(network, quantizer, size=pictures.size, depth=depth(pictures))  # type: ignore[arg-type]
         except ValueError as error:
             raise RecipeError(f"task.autoencoder: {error}") from error
-        return TokensTask(tokens.to(device), self, pictures)
+        judges = Judges(self.perceptual, self.adversarial, channels=pictures.channels, seed=seed, device=device)
+        return TokensTask(tokens.to(device), self, pictures, judges)
 
 
-class TokensTask(PartTask):
+class TokensTask(PictureTask):
     """Reconstruction and the encoder's commitment; the quantizer learns from what a whole step saw, in all processes.
 
     The codes are buffers, not weights: they are running means already, and are judged and kept as they are beside the
     averaged weights.
     """
 
-    role, phase_name = "decoder", "tokens"
+    phase_name = "tokens"
 
-    def __init__(self, module: Tokens, recipe: TokensRecipe, pictures: Pictures) -> None:
+    def __init__(self, module: Tokens, recipe: TokensRecipe, pictures: Pictures, judges: Judges) -> None:
         self.tokens, self.recipe, self.pictures = module, recipe, pictures
-        super().__init__(module)
+        super().__init__(module, judges)
         self.networks = (module.autoencoder.encoder, module.autoencoder.decoder)
         self._seen: list[Seen] = []
 
@@ -78,24 +69,26 @@ class TokensTask(PartTask):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """What a step that was broken off has seen is forgotten."""
+        super().load_state(state)
         self._seen.clear()
+
+    def pairs(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
+        images = self.recipe.augment(batch.images, rng.fork("augment"))
+        return images, self.tokens.reconstruct(images)[0]
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         images = self.recipe.augment(batch.images, rng.fork("augment"))
         decoded, z, codes = self.tokens.reconstruct(images)
         self._seen.append(self.quantizer.observe(z, codes.indices, rng.fork("codes")))
-        rows, parts = self._judged(images, decoded)
+        rows, parts = self.recipe.loss(images, decoded)
         figures = {"commitment": codes.loss.detach().mean(), "perplexity": self.quantizer.perplexity}
-        return Loss(rows + codes.loss, {**parts, **figures})
-
-    def _judged(self, images: Tensor, decoded: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The reconstruction's loss, in which a KL of 0 stands for the one that tokens do not have."""
-        nothing = images.new_zeros(len(images), 1)
-        rows, parts = self.recipe.loss(images, decoded, nothing, nothing)
-        return rows, {name: part for name, part in parts.items() if name != "kl"}
+        return self.judges.added(
+            Loss(rows + codes.loss, {**parts, **figures}), images, decoded, self.tokens.autoencoder
+        )
 
     def after_step(self, world: World) -> None:
         """The quantizer takes in what this step's rows have shown, in all processes alike."""
+        super().after_step(world)
         seen = Seen.all(self._seen)
         self._seen.clear()
         sums = torch.cat((seen.counts[:, None], seen.sums), 1)
@@ -103,14 +96,11 @@ class TokensTask(PartTask):
         self.quantizer.learn(Seen(whole[:, 0], whole[:, 1:], world.gather(seen.offers)))
 
     def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
-        """Held-out loss and PSNR in dB, and the perplexity of the codes' use of late."""
+        """Held-out loss, PSNR in dB and SSIM, and the perplexity of the codes' use of late."""
         decoded, _, codes = self.tokens.reconstruct(batch.images)
-        rows, _ = self._judged(batch.images, decoded)
-        return {
-            "loss": (rows + codes.loss).mean().item(),
-            "psnr_db": psnr(batch.images, decoded.float().clamp(-1, 1)).mean().item(),
-            "perplexity": self.quantizer.perplexity.item(),
-        }
+        rows, _ = self.recipe.loss(batch.images, decoded)
+        figures = {"loss": (rows + codes.loss).mean().item(), **likeness(batch.images, decoded)}
+        return figures | {"perplexity": self.quantizer.perplexity.item()}
 
     def sample(self, rng_seed: int) -> Tensor | None:
         """Eight pictures above their reconstructions: held-out ones where there are any."""
