@@ -19,8 +19,15 @@ def assemble(
     text: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The text encoder it was trained with, if it has one.")
     ] = None,
-    decoder: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The decoder it was trained with, if it works in latents.")
+    decoders: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--decoder", metavar="FOLDER", help="The decoder of what it makes; several, its own first, make a cascade."
+        ),
+    ] = None,
+    controls: Annotated[
+        list[Path] | None,
+        typer.Option("--control", metavar="FOLDER", help="A control that was trained for the generator."),
     ] = None,
 ) -> None:
     """Put three trained parts together into a model folder. Parts that do not fit are refused."""
@@ -28,8 +35,10 @@ def assemble(
 
     voice = Voice()
     require_writable(out)
-    text, decoder = _named("text", text, generator, voice), _named("decoder", decoder, generator, voice)
-    system = put_together(out, generator=generator, text=text, decoder=decoder)
+    text = _named("text", text, generator, voice)
+    found = [_named("decoder", path, generator, voice) for path in decoders or ()]
+    decoding = [path for path in found if path is not None]
+    system = put_together(out, generator=generator, text=text, decoder=decoding, controls=controls or ())
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     voice.say(f"{out} is a whole model ({mebibytes(total)}).")
     example = getattr(system.text, "names", ("a prompt",) if text else ())[:1]

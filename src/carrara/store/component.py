@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from carrara.conditions import controlled
 from carrara.config import Role, build, describe
+from carrara.decoder.chain import Chain
 from carrara.errors import CarraraError, RecipeError, StorageError
 from carrara.store.atomic import new_directory, storage_errors, write_file
 from carrara.store.kinds import kinds
@@ -204,41 +205,75 @@ def assemble(
     *,
     generator: Path,
     text: Path | None = None,
-    decoder: Path | None = None,
+    decoder: Path | Sequence[Path] | None = None,
     controls: Sequence[Path] = (),
 ) -> System:
     """Copies three components into a model folder and returns the system. Parts that do not fit are refused first.
 
     `text` and `decoder` may be left out for a generator that was trained without them: its own folder has them then.
-    `controls` are components that were trained for this generator.
+    Several decoders become a chain, the generator's first: a cascade. `controls` are components that were trained for
+    this generator.
     """
     generator = Path(generator)
     read_component(generator, "generator")  # what is said below is true of a trained generator
-    sources = {"text": text or generator / "text", "generator": generator, "decoder": decoder or generator / "decoder"}
-    for role, given in (("text", text), ("decoder", decoder)):
-        if given is None and not (sources[role] / _COMPONENT).is_file():
+    decoders = (Path(decoder),) if isinstance(decoder, str | Path) else tuple(map(Path, decoder or ()))
+    sources: dict[str, tuple[Path, ...]] = {
+        "text": (text or generator / "text",),
+        "generator": (generator,),
+        "decoder": decoders or (generator / "decoder",),
+    }
+    for role, given in (("text", text), ("decoder", decoders)):
+        if not given and not (sources[role][0] / _COMPONENT).is_file():
             raise RecipeError(
                 f"{generator} was trained with a {_WORDS[role]} that has a folder of its own; name it with --{role}"
             )
-    system = _system({role: load_component(path, role, verify=True) for role, path in sources.items()}, controls)
-    of_controls = {f"control-{load_component(path, 'control').condition.name}": Path(path) for path in controls}
+    parts = {
+        role: _joined([load_component(path, role, verify=True) for path in paths]) for role, paths in sources.items()
+    }
+    system = _system(parts, controls)
+    of_controls = {f"control-{load_component(path, 'control').condition.name}": (Path(path),) for path in controls}
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
         raise StorageError(f"{folder} exists and is no model folder; choose another")
     body: dict[str, Any] = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
     if of_controls:
         body["controls"] = list(of_controls)
-    if spent := {role: seconds for role, path in sources.items() if (seconds := _training_seconds(path)) is not None}:
+    times = {role: [_training_seconds(path) for path in paths] for role, paths in sources.items()}
+    if spent := {role: round(sum(s for s in some if s), 1) for role, some in times.items() if None not in some}:
         body["training_seconds"] = spent
     with storage_errors(f"{folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory(folder) as place:
-            for part, source in {**sources, **of_controls}.items():
+            for part, paths in {**sources, **of_controls}.items():
                 (place / part).mkdir()
-                for name in (*read_component(source).files, _COMPONENT, _CARD):
-                    if (source / name).is_file():
-                        shutil.copyfile(source / name, place / part / name)
+                if len(paths) > 1:
+                    _save_chain(place / part, parts[part], paths)
+                else:
+                    _copy(paths[0], place / part)
             (place / _MODEL).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     return system
+
+
+def _copy(source: Path, place: Path) -> None:
+    for name in (*read_component(source).files, _COMPONENT, _CARD):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, place / name)
+
+
+def _joined(modules: Sequence[Any]) -> Any:
+    """The part itself, or several decoders as one."""
+    if len(modules) == 1:
+        return modules[0]
+    try:
+        return Chain(tuple(modules)).eval()
+    except ValueError as error:
+        raise RecipeError(f"these decoders make no cascade: {error}") from error
+
+
+def _save_chain(folder: Path, chain: nn.Module, sources: Sequence[Path]) -> None:
+    """Writes decoders as one component, with all that is known of each."""
+    facts: dict[str, Any] = {"parts": {path.resolve().name: read_component(path).facts for path in sources}}
+    cards = [(path / _CARD).read_text(encoding="utf-8") for path in sources if (path / _CARD).is_file()]
+    save_component(folder, "decoder", chain, facts=facts, card="\n".join(cards) or None)
 
 
 def _training_seconds(folder: Path) -> float | None:
