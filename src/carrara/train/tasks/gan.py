@@ -8,8 +8,9 @@ Held-out figures, under the averaged weights; distances are in the decoder's spa
     diversity   distance between pictures made of one prompt, in shares of the data's
     spread      distance between pictures made of two prompts, in shares of the data's
 
-The data's distance for `diversity` is that between pictures of one caption where at least 16 captions have several,
-otherwise, as for `spread`, that between any two of them.
+The data's distance for `spread` is that between any two pictures. For `diversity` it is that between two pictures of one
+caption, where there are at least 16 such pairs; without captions, and where each has one picture, it is that of `spread`.
+In the last case the data does not say how diverse a prompt's pictures should be, and only `spread` is warned of.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["GanRecipe", "GanTask"]
 
 _SAMPLES = 4  # pictures of a prompt that are compared
 _COMPARED = 256  # pictures of the data that are
-_SHARED = 16  # captions with several pictures from which on they say how diverse one prompt's pictures are
+_ALIKE = 16  # pairs of pictures of one caption that are enough to say how diverse they are; at most of each caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,10 @@ class GanRecipe(GeneratorRecipe):
     loss: RelativisticLoss = field(default_factory=RelativisticLoss)
     augment: Augment = field(default_factory=Augment)  # of what the discriminator sees, real and made alike
     settings: GanSettings = field(default_factory=GanSettings)  # how it is sampled unless told otherwise
-    least_diversity: float = 0.1  # share of the data's, below which `diversity` and `spread` are warned of
+    least_diversity: float = 0.2  # share of the data's, below which `diversity` and `spread` are warned of
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.least_diversity <= 1:
             raise ValueError(f"least_diversity = {self.least_diversity}; expected a share in [0, 1]")
 
@@ -95,7 +97,11 @@ class GanTask(GeneratorTask):
             Phase("discriminator", tuple(discriminator.parameters()), self.judging),
         )
         self.networks = (module.network,)  # torch does not compile what is differentiated twice
-        self._apart, self._apart_told = self._distances()
+        self._apart = self._mean_distance(self._any_pairs())
+        alike = self._alike_pairs()
+        told = not isinstance(self.text, Unconditional)
+        self._apart_told = self._mean_distance(alike) if told and len(alike) >= _ALIKE else self._apart
+        self._watched = ("diversity", "spread") if not told or len(alike) >= _ALIKE else ("spread",)
 
     # The two losses
 
@@ -166,25 +172,24 @@ class GanTask(GeneratorTask):
             f"the generator is collapsing: {what}, {figures[name]:.1%} as far apart as the data's "
             f"(warned of below {least:.0%}); {advice}"
             for name, what in said.items()
-            if figures.get(name, 1.0) < least
+            if name in self._watched and figures.get(name, 1.0) < least
         ]
 
-    @torch.no_grad()
-    def _distances(self) -> tuple[float, float]:
-        """How far apart the data's pictures are: any two, and two of one caption."""
+    def _any_pairs(self) -> list[tuple[int, int]]:
+        """Pairs of training pictures, no picture twice."""
         order = permutation(len(self.pictures.train), 0, "apart")[: 2 * _COMPARED]
         drawn = [int(self.pictures.train[i]) for i in order]
-        pairs = list(zip(drawn[::2], drawn[1::2], strict=False))
-        any_two = self._mean_distance(pairs)
-        groups: dict[str, list[int]] = defaultdict(list)
-        for i in map(int, self.pictures.train):
-            groups[self._called(i)].append(i)
-        several = [numbers for numbers in groups.values() if len(numbers) > 1]
-        if len(several) < _SHARED or isinstance(self.text, Unconditional):
-            return any_two, any_two
-        alike = [pair for numbers in several for pair in itertools.islice(itertools.pairwise(numbers), 16)]
-        return any_two, self._mean_distance([alike[i] for i in permutation(len(alike), 0, "alike")[:_COMPARED]])
+        return list(zip(drawn[::2], drawn[1::2], strict=False))
 
+    def _alike_pairs(self) -> list[tuple[int, int]]:
+        """Pairs of training pictures that one thing is said of."""
+        called: dict[str, list[int]] = defaultdict(list)
+        for number in map(int, self.pictures.train):
+            called[self._called(number)].append(number)
+        alike = [pair for numbers in called.values() for pair in list(itertools.pairwise(numbers))[:_ALIKE]]
+        return [alike[i] for i in permutation(len(alike), 0, "alike")[:_COMPARED]]
+
+    @torch.no_grad()
     def _mean_distance(self, pairs: Sequence[tuple[int, int]]) -> float:
         """The mean distance of pairs of pictures; of no pair, or of equal ones, a small number above 0."""
         found = [
