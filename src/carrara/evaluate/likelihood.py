@@ -185,11 +185,13 @@ def check_model(system: System) -> None:
             f"a {type(generator).__name__} has no likelihood that could be measured here; give a diffusion model or a "
             "VAE"
         )
-    if generator.space.kind != "pixels" or system.decoder.pictures.kind != "pixels":
+    made, pictures = generator.space, system.decoder.pictures
+    if made.kind != "pixels" or made.shape != pictures.shape:
+        what = "small pictures" if made.kind == "pixels" else "latents"
         raise RecipeError(
-            f"this model's generator makes latents {generator.space.shape}, which a decoder turns into pictures; bits "
-            "a dimension are a likelihood of discrete pixels, which latents have not, and no bound through the decoder "
-            'is known. Measure a model whose decoder is "pixels"'
+            f"this model's generator makes {what} {made.shape}, which a decoder turns into pictures; bits a dimension "
+            f"are a likelihood of a picture's own discrete pixels, which {what} have not, and no bound through the "
+            'decoder is known. Measure a model whose decoder is "pixels"'
         )
     levels = 2**system.decoder.depth
     if isinstance(generator, VaeGenerator) and generator.likelihood.grey_levels != levels:
