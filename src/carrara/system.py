@@ -164,7 +164,7 @@ class System:
         return tuple(getattr(self.generator, "conditions", ()))
 
     def edits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a request's inputs those that a picture is edited by: "image" and "mask", unless the generator reads them."""
+        """Of a request's inputs those that a picture is edited by: "image" and "mask" that the generator does not read."""
         read = read_by(self.conditions, inputs)
         return {name: x for name, x in inputs.items() if name in ("image", "mask") and name not in read}
 

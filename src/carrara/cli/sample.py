@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
-from carrara.cli.inputs import Begun, read_inputs
-from carrara.cli.sampling import editing_settings, sampling_settings
+from carrara.cli.inputs import Begun, Files, follow_settings, read_inputs
+from carrara.cli.sampling import decoding_settings, editing_settings, sampling_settings
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from carrara.decoder import Decoding
     from carrara.diffusion.generator import SamplingSettings
     from carrara.system import Frame, System
     from carrara.types import Step
@@ -59,6 +60,7 @@ class _Asked:
     trace: bool
     begun: Begun
     candidates: int
+    decoding: Decoding | None
 
 
 def sample(
@@ -92,6 +94,25 @@ def sample(
     strength: Annotated[
         float | None, typer.Option(metavar="X", min=0, max=1, help="How much of it changes; 0.6, with a mask 1.")
     ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="What the model is told beside the prompt.")
+    ] = None,
+    computed: Annotated[
+        list[str] | None, typer.Option("--from", metavar="NAME=FILE", help="The same, computed from a picture.")
+    ] = None,
+    follow: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=X", help="How much an input counts; 1 is off.")
+    ] = None,
+    controls: Annotated[
+        list[Path] | None, typer.Option("--control", metavar="FOLDER", help="A control trained for this generator.")
+    ] = None,
+    augmentation: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="Of diffusion upsamplers: noise on the small picture."),
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Decode in parts of N pixels a side, in the memory of one.")
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Also show each picture at 8 times on its way.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the pictures.")] = Path("samples"),
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures at a time.")] = 16,
@@ -117,7 +138,7 @@ def sample(
     require_writable(out)
     said = [*(prompts or ()), *_read_prompts(prompts_file)]
     where = choose_device(device)
-    system = load(model)
+    system = load(model, controls=controls or ())
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
     wanted = _wanted(system, model, said, count, seed, out)
@@ -131,14 +152,20 @@ def sample(
         "truncation": truncation,
     }
     settings = sampling_settings(system, asked, negative, voice)
-    begun = read_inputs(system, image, mask, shape)
+    begun = read_inputs(system, Files(image, mask, inputs or (), computed or ()), shape, voice)
+    if strength is not None and "image" in begun.inputs and "image" not in system.edits(begun.inputs):
+        raise RecipeError("--strength has no effect: this model was trained to make what a mask covers; leave it out")
     settings = editing_settings(settings, strength, begun.inputs, voice)
+    settings = follow_settings(settings, follow or (), begun, system)
     _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
 
     _check_candidates(system, candidates, wanted)
     if trace and not isinstance(system.generator, DiffusionGenerator):
         raise RecipeError("--trace shows noise that comes off, and this generator is no diffusion model; leave it out")
-    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates))
+    decoding = decoding_settings(system, augmentation, tile, voice)
+    job = _Job(
+        system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding)
+    )
     batch = max(1, batch // candidates)
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
@@ -259,7 +286,7 @@ class _Job:
         from carrara.store import kinds
 
         self.system, self.settings, self.asked = system, settings, asked
-        inputs = asked.begun.inputs
+        inputs = system.edits(asked.begun.inputs)
         strides = getattr(system.generator, "strides", None)
         self.strides = strides(settings, inputs) if strides else 1
         self.described: dict[str, Any] = describe(settings, kinds()) if settings is not None else {}
@@ -269,6 +296,8 @@ class _Job:
             self.described["size"] = list(asked.size)
         if asked.candidates > 1:
             self.described["candidates"] = asked.candidates
+        if asked.decoding is not None:
+            self.described["decoding"] = describe(asked.decoding, kinds())
         self.described |= asked.begun.files
         self.facts = {"model": asked.model.resolve().name, **_versions(), "components": _fingerprints(system)}
         self.made: list[dict[str, Any]] = []
@@ -298,6 +327,7 @@ class _Job:
             inputs=self.asked.begun.inputs,
             settings=self.settings,
             candidates=self.asked.candidates,
+            decoding=self.asked.decoding,
         )
         try:
             yield from frames
@@ -338,9 +368,9 @@ class _Job:
         from carrara.store.atomic import write_file
         from carrara.types import Condition
 
+        @torch.no_grad()
         def seen(z: Tensor) -> Tensor:
-            rng: Any = None  # no decoder draws for the most likely picture
-            return finish(self.system.decoder.start(z, Condition(), Condition(), rng)).float().cpu().clamp(-1, 1)
+            return self.system.decoder.preview(z).float().cpu().clamp(-1, 1)
 
         # x_t of processes whose noise grows without bound would be all white and black: shown at unit scale.
         noisy = [seen(step.x / step.x.std().clamp(min=1.0)) for step in steps]

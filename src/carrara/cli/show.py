@@ -35,6 +35,7 @@ def show(
 
         load(model)  # says what does not fit
         parts = [_part(_folder(model, role), role, verify) for role in ROLES]
+        parts += [_part(model / name, "control", verify) for name in _described(model).get("controls", ())]
     else:
         parts = [_part(model, None, verify)]
     voice = Voice(silent=as_json)
@@ -55,7 +56,12 @@ def show(
 
 
 def _folder(model: Path, role: str) -> Path:
-    return model / str(json.loads((model / "model.json").read_text(encoding="utf-8"))[role])
+    return model / str(_described(model)[role])
+
+
+def _described(model: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _part(folder: Path, role: str | None, verify: bool) -> dict[str, Any]:
@@ -77,8 +83,15 @@ def _part(folder: Path, role: str | None, verify: bool) -> dict[str, Any]:
         "networks": _networks(component.config),
         "settings": component.config.get("settings"),
         "names": component.config.get("names"),
+        "inputs": _inputs(module),
         "facts": component.facts,
     }
+
+
+def _inputs(module: Any) -> list[str]:
+    """What it is told beside text."""
+    own = getattr(module, "condition", None)  # a control's
+    return [one.name for one in (getattr(module, "conditions", ()) if own is None else (own,))]
 
 
 def _space(space: Space) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def _networks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _MATHEMATICS = ("process", "parameterization", "level")
-_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
+_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
 _SPACES = {"space": "makes", "reads": "reads", "pictures": "pictures"}
 
 
@@ -113,6 +126,8 @@ def _sentences(part: Mapping[str, Any]) -> str:
         rows.append((label, _space_words(space)))
     if part["names"]:
         rows.append(("classes", ", ".join(part["names"][:20]) + (", ..." if len(part["names"]) > 20 else "")))
+    if part["inputs"]:
+        rows.append(("told of", ", ".join(part["inputs"])))
     rows += [(name, _inline(value)) for name, value in part["networks"].items()]
     if part["settings"]:
         rows += [(f"sampling: {name}", _inline(value)) for name, value in part["settings"].items()]

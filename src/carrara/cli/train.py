@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder"}
+_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
 
 
 def train(
@@ -146,6 +146,10 @@ def _next(run: Run, recipe: Path) -> list[str]:
             if value not in ("", "labels", "unconditional", "pixels"):
                 parts += [f"--{name}", value]
         return ["Next:  " + command("assemble", "--generator", run.folder, *parts, run.folder.parent / "system")]
+    if run.task.role == "control":
+        told = f"{next(iter(run.recipe.task.inputs))}=FILE"  # type: ignore[attr-defined]
+        model = run.recipe.task.model  # type: ignore[attr-defined]
+        return ["Next:  " + command("sample", model, "--control", run.folder, "--input", told)]
     later = {"text": ("decoder.toml", "generator.toml"), "decoder": ("generator.toml",)}[run.task.role]
     for name in later:
         other = recipe.with_name(name)

@@ -1,4 +1,4 @@
-"""Conditions other than text: what pictures of a request mean, and how they are computed from pictures of a data set."""
+"""Conditions other than text: what pictures of a request mean, and how they are computed from those of a data set."""
 
 from carrara.conditions.base import Input, PlaneInput
 from carrara.conditions.control import Control, controlled

@@ -1,11 +1,11 @@
 r"""What every condition other than text is: pictures of a request become a part of the `Condition`.
 
-    given = computed(picture)            in training, from the picture itself (or a file beside it); in use, from a person
-    encoding = encode(given)             the part of the Condition that a network reads
+    given = computed(picture)       in training, from the picture itself (or a file beside it); in use, from a person
+    encoding = encode(given)        the part of the Condition that a network reads
 
-An encoding of planes is folded to the size of z (a pixel's neighbours become channels, so that nothing is lost) and has
-one plane more, which is 1 where the condition is given. **Its null is zero throughout**: a network that was told nothing
-in a share of its training (`drop`) knows it, and guidance can lead away from it.
+An encoding of planes is folded to the size of z (a pixel's neighbours become channels, so that nothing is lost) and
+has one plane more, which is 1 where the condition is given. **Its null is zero throughout**: a network that was told
+nothing in a share of its training (`drop`) knows it, and guidance can lead away from it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Input(nn.Module, ABC):
     `needs` are the names of the pictures that it is made of, `planes` how many channels the one of its own name has,
     `low` the least of its values (the most is 1), `side` its (height, width) in pixels, None for that of the pictures
     made, `nearest` whether its values are labels, which are never blended, `computable` whether it can be computed from
-    a picture alone, and `optional` whether the generator knows what it is without. `channels` is what a network is built
-    for; `drop` the share of rows that it is trained on without.
+    a picture alone, and `optional` whether the generator knows what it is without. `channels` is what a network is
+    built for; `drop` the share of rows that it is trained on without.
     """
 
     part: ClassVar[Literal["controls", "adapters"]] = "controls"
@@ -85,8 +85,8 @@ class Input(nn.Module, ABC):
         return (self.computed(pictures, rng),)
 
     def read(self, pictures: Tensor) -> Tensor:
-        """A data set's further pictures, in [-1, 1], as they are given to `encode`."""
-        return pictures if self.low == -1 else (pictures + 1) / 2
+        """A data set's further pictures, in [-1, 1], as they are given to `encode`: black to white where `low` is 0."""
+        return pictures if self.low == -1 else (pictures.mean(1, keepdim=True) + 1) / 2
 
     def measure(self, pictures: Iterable[Tensor], *, beside: bool = False) -> None:  # noqa: B027 - most have none
         """Takes from data what this condition has to know of it: batches of pictures, or of those `beside` them."""

@@ -3,7 +3,7 @@ r"""Edges of a picture: where its brightness changes fastest (Canny 1986), the s
     L    = (299 R + 587 G + 114 B) / 1000                 brightness in [0, 1]; the mean for other numbers of channels
     S    = L smoothed by a normal distribution of standard deviation sigma pixels
     g    = (d S / dx, d S / dy)                           Sobel's differences, over 8: brightness a pixel
-    thin : |g| is no smaller than its two neighbours' along g (rounded to a multiple of 45 degrees), and larger than one's
+    thin : |g| is no smaller than its two neighbours' along g (to a multiple of 45 degrees), and larger than one's
     edge : thin and |g| > strong, or thin and |g| > weak and joined to such a pixel by others (8 neighbours)
 
 Borders repeat the outermost pixels. |g| is rounded to 1/8192, so that two which are equal are so however they were

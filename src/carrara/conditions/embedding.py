@@ -1,6 +1,6 @@
-"""Another picture's embedding: what a picture tower, trained beside a text encoder, sees in it (unCLIP, Ramesh et al. 2022).
+"""Another picture's embedding: what a picture tower, trained beside a text encoder, sees in it.
 
-The tower's features are whitened over the training pictures, as a text encoder's are over captions. The network adds a
+unCLIP, Ramesh et al. 2022. The tower's features are whitened over the training pictures, as a text encoder's are over captions. The network adds a
 map of them to what it is told of the level; so the picture says what there is to be, and not where.
 """
 

@@ -76,7 +76,9 @@ class Layout(Configured, PlaneInput):
     ) -> None:
         super().__init__(name, drop, down, colours)
         if colours < 2 or cell < 1:
-            raise ValueError(f"colours = {colours} and cell = {cell}; a layout has 2 colours and cells of 1 pixel at least")
+            raise ValueError(
+                f"colours = {colours} and cell = {cell}; a layout has 2 colours and cells of 1 pixel at least"
+            )
         self.planes, self.colours, self.cell = channels, colours, cell
         self.register_buffer("palette", torch.zeros(colours, channels))
 

@@ -1,7 +1,7 @@
 """A mask and what it leaves of a picture: inpainting as a trained model rather than a way of sampling.
 
-The network reads the mask, 1 where the picture is to be made, and the picture with the masked part at 0. In training the
-masks are drawn: one to four shapes, each a box or a stroke, and now and then the whole picture.
+The network reads the mask, 1 where the picture is to be made, and the picture with the masked part at 0. In training
+the masks are drawn: one to four shapes, each a box or a stroke, and now and then the whole picture.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ class SmallImage(Configured, PlaneInput):
         self.planes, self.size = channels, size
         self.side = (side, side) if isinstance(side, int) else side
         if not all(0 < small <= large for small, large in zip(self.side, size, strict=True)):
-            raise ValueError(f"side = {side}; a small image of pictures of {size[0]} x {size[1]} has 1 to that many cells")
+            raise ValueError(
+                f"side = {side}; a small image of pictures of {size[0]} x {size[1]} has 1 to that many cells"
+            )
 
     def computed(self, pictures: Tensor, rng: Rng) -> Tensor:
         return F.adaptive_avg_pool2d(pictures, self.side)

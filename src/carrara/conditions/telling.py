@@ -40,8 +40,8 @@ def tell(
     if lacking := missing(inputs, given):
         names = " and ".join(name for name in lacking[0].needs if name not in given)
         raise ValueError(
-            f"this model was never without {lacking[0].name} and needs {names}; give inputs={{{lacking[0].name!r}: ...}}, "
-            f"or --input {lacking[0].name}=FILE"
+            f"this model was never without {lacking[0].name} and needs {names}; "
+            f"give inputs={{{lacking[0].name!r}: ...}}, or --input {lacking[0].name}=FILE"
         )
     here = [one for one in inputs if set(one.needs) <= set(given)]
     asks = tuple(Ask(one.encode, tuple(given[name].to(device) for name in one.needs)) for one in here)

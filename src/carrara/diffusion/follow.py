@@ -4,8 +4,8 @@ With inputs i = 1 .. k at scales w_i, and C_j the estimate under no text and the
 
     D = inner + sum_i (w_i - 1) (C_i - C_(i-1))                         scale 1 is off
 
-With ClassifierFree(w) inside, D = C_0 + sum_i w_i (C_i - C_(i-1)) + w (D_condition - C_k): each condition is led towards
-by its own scale, given those before it (InstructPix2Pix, Brooks et al. 2023, eq. 3, for any number of them).
+With ClassifierFree(w) inside, D = C_0 + sum_i w_i (C_i - C_(i-1)) + w (D_condition - C_k): each condition is led
+towards by its own scale, given those before it (InstructPix2Pix, Brooks et al. 2023, eq. 3, for any number of them).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Follow(Wrapper):
 
     @property
     def _terms(self) -> tuple[tuple[tuple[str, ...], float], ...]:
-        """The names that are left out and the factor, of each C_j that counts: all differences of neighbours, summed."""
+        """The names that are left out of each C_j that counts, and its factor: the differences of neighbours, summed."""
         names, scales = tuple(self.scales), (1.0, *self.scales.values(), 1.0)
         factors = [(names[j:], scales[j] - scales[j + 1]) for j in range(len(names) + 1)]
         return tuple((without, factor) for without, factor in factors if factor != 0)

@@ -142,7 +142,9 @@ class Controlled(nn.Module):
         """As the network's own, with a picture for each control in `condition.controls`."""
         pictures = dict(condition.controls)
         if missing := sorted(set(self.controls) - set(pictures)):
-            raise ValueError(f"condition.controls has {sorted(pictures)} and this network is controlled by {missing}, too")
+            raise ValueError(
+                f"condition.controls has {sorted(pictures)} and this network is controlled by {missing}, too"
+            )
         mine = {name: pictures.pop(name) for name in self.controls}
         rest = replace(condition, controls=pictures)
         total: list[Tensor] = []

@@ -188,9 +188,9 @@ class Conditioning(nn.Module):
         _check_names("controls", condition.controls, self.controls)
         _check_names("adapters", condition.adapters, self.adapters)
         for name, size in self.controls.items():
-            _check_part(f"controls[{name!r}]", condition.controls[name], size, "controls", axis=1, ndim=4, rows=rows)
+            check_part(f"controls[{name!r}]", condition.controls[name], size, "controls", axis=1, ndim=4, rows=rows)
         for name, size in self.adapters.items():
-            _check_part(f"adapters[{name!r}]", condition.adapters[name], size, "adapters", axis=2, ndim=3, rows=rows)
+            check_part(f"adapters[{name!r}]", condition.adapters[name], size, "adapters", axis=2, ndim=3, rows=rows)
         for image in (condition.image, *condition.controls.values()):
             if image is not None and image.shape[2:] != x.shape[2:]:
                 raise ValueError(

@@ -47,7 +47,9 @@ class ControlRecipe(TaughtRecipe):
         system = load(self.model)
         generator, decoder = system.generator, system.decoder
         if not isinstance(generator, DiffusionGenerator):
-            raise RecipeError(f"task.model: the generator of {self.model} is no diffusion model, and cannot be controlled")
+            raise RecipeError(
+                f"task.model: the generator of {self.model} is no diffusion model, and cannot be controlled"
+            )
         check_pictures(decoder, pictures, f"task.model: {self.model}")
         if len(self.inputs) != 1:
             raise RecipeError(f"task.inputs: {len(self.inputs)} tables; a control has one, so train one for each")

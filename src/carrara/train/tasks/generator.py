@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,22 @@ from carrara.errors import RecipeError, StorageError
 from carrara.rng import Rng, permutation
 from carrara.run import finish
 from carrara.store import load_component, save_component
+from carrara.store.transformers import PretrainedSource, pretrained_source
 from carrara.system import Generator, System
-from carrara.text import Labels, TextEncoder, Unconditional
-from carrara.train.tasks.part import PartTask, TaskRecipe, depth
+from carrara.text import Labels, PretrainedText, TextEncoder, Unconditional
+from carrara.train.tasks.part import PartTask, Table, TaskRecipe, depth
+from carrara.train.tasks.pretrained import pretrained_text, save_pretrained
 from carrara.types import Batch, Condition
 
-__all__ = ["GeneratorRecipe", "GeneratorTask", "TaughtRecipe", "check_pictures", "condition_widths", "text_encoder"]
+__all__ = [
+    "GeneratorRecipe",
+    "GeneratorTask",
+    "TaughtRecipe",
+    "check_pictures",
+    "check_text",
+    "condition_widths",
+    "text_encoder",
+]
 
 _CACHED_BYTES = 2 << 30  # encodings of a data set are kept in memory up to this size
 
@@ -49,19 +59,31 @@ class TaughtRecipe(TaskRecipe):
 class GeneratorRecipe(TaughtRecipe):
     """A generator in the space of a decoder, under the conditions of a text encoder.
 
-    `text` and `decoder` are component folders; or for text "labels" (class folders) or "unconditional", and for the
-    decoder "pixels".
+    `text` and `decoder` are component folders; or for text "labels" (class folders), "unconditional",
+    "pretrained:PATH" or a table (`PretrainedSource`), and for the decoder "pixels".
     """
 
-    text: str = "unconditional"
+    makes: ClassVar[tuple[str, ...]] = ("pixels", "latent")  # the spaces in which such a generator can be trained
+
+    text: str | Table = "unconditional"
     decoder: str = "pixels"
+
+    def __post_init__(self) -> None:
+        check_text(self.text)
 
     @property
     def parts(self) -> str:
         return f"{self.text} and {self.decoder}"
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> GeneratorTask:
-        return self.create_with(self._text(pictures, device), self._decoder(pictures, device), pictures, seed, device)
+        text, decoder = self._text(pictures, device), self._decoder(pictures, device)
+        if (kind := decoder.space.kind) not in self.makes:
+            other = 'task.kind = "autoregressive" does' if kind == "tokens" else 'kind = "tokens" trains one of those'
+            raise RecipeError(
+                f"task.decoder: {self.decoder} decodes {kind}, which this generator does not make; it makes "
+                f"{' or '.join(self.makes)}, and {other}"
+            )
+        return self.create_with(text, decoder, pictures, seed, device)
 
     def create_with(
         self, text: TextEncoder, decoder: Decoder, pictures: Pictures, seed: int, device: torch.device
@@ -80,15 +102,25 @@ class GeneratorRecipe(TaughtRecipe):
         return decoder
 
 
-def text_encoder(name: str, pictures: Pictures, device: torch.device) -> TextEncoder:
-    """What a recipe's `text` names: a component folder, "labels" (class folders) or "unconditional"."""
+def check_text(told: str | Table) -> PretrainedSource | None:
+    """The pretrained encoder that `text` names, if it names one; RecipeError for a table with anything wrong in it."""
+    try:
+        return pretrained_source(told)
+    except RecipeError as error:
+        raise RecipeError("\n".join(f"text.{line}" for line in str(error).splitlines())) from error
+
+
+def text_encoder(name: str | Table, pictures: Pictures, device: torch.device) -> TextEncoder:
+    """What a recipe's `text` names: a component folder, "labels" (class folders), "unconditional", a pretrained one."""
     if name == "unconditional":
         return Unconditional()
     if name == "labels":
         if not pictures.classes:
             raise RecipeError('task.text: "labels" needs pictures in class folders; none were found')
         return Labels(pictures.classes).to(device)
-    encoder: TextEncoder = _trained(name, "text").to(device)
+    if source := check_text(name):
+        return pretrained_text(source, pictures, device)
+    encoder: TextEncoder = _trained(str(name), "text").to(device)
     return encoder
 
 
@@ -249,13 +281,17 @@ class GeneratorTask(PartTask):
             return condition
         streams = rng.fork("inputs")
         some = keep | (streams.uniform() < 0.5)
-        kept = {c.name: (streams.fork(c.name, "drop").uniform() >= c.drop) & (some | (c.drop == 0)) for c in self.conditions}
+        kept = {
+            c.name: (streams.fork(c.name, "drop").uniform() >= c.drop) & (some | (c.drop == 0)) for c in self.conditions
+        }
         return self._with_inputs(condition, batch, streams, kept)
 
     def told(self, batch: Batch) -> Condition:
-        """The condition of the rows' captions, and all inputs; what has to be drawn is the same whenever it is asked."""
+        """The condition of the rows' captions, and all inputs; what has to be drawn is the same whenever asked for."""
         condition = self._condition(self._said(batch))
-        return self._with_inputs(condition, batch, Rng.samples(0, batch.index, "told"), {}) if self.conditions else condition
+        if not self.conditions:
+            return condition
+        return self._with_inputs(condition, batch, Rng.samples(0, batch.index, "told"), {})
 
     @torch.no_grad()
     def _with_inputs(self, condition: Condition, batch: Batch, rng: Rng, kept: Mapping[str, Tensor]) -> Condition:
@@ -279,7 +315,7 @@ class GeneratorTask(PartTask):
         return System(self.text, generator, self.decoder)
 
     def sample(self, rng_seed: int) -> Tensor | None:
-        """Sixteen pictures of the recipe's prompts, or of captions of the data; with inputs eight, each beside its own."""
+        """Sixteen pictures of the recipe's prompts, or of captions of the data; with inputs eight, each beside them."""
         if self.conditions:
             return self._sample_with_inputs(rng_seed, 8)
         prompts = self.prompts(16)
@@ -318,10 +354,12 @@ class GeneratorTask(PartTask):
         return given, shown
 
     def save(self, folder: Path) -> None:
-        """Writes the generator, and beside it the parts without weights, which have no run of their own."""
+        """Writes the generator, and beside it the parts that have no run of their own."""
         super().save(folder)
         if isinstance(self.text, Labels | Unconditional):
             save_component(folder / "text", "text", self.text)
+        elif isinstance(self.text, PretrainedText) and self.text.facts:  # read for this run: it has no other folder
+            save_pretrained(folder / "text", self.text)
         if isinstance(self.decoder, Pixels):
             save_component(folder / "decoder", "decoder", self.decoder)
 

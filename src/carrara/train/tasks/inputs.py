@@ -1,8 +1,8 @@
-"""The inputs that a recipe names, made for its data: `[task.inputs.NAME]` with a `kind`, and what follows from the data.
+"""The inputs that a recipe names, with what follows from its data.
 
-    [task.inputs.edges]
-    kind = "edges"
-    drop = 0.1            # share of rows that are trained without it; 0 makes it one that has to be given
+[task.inputs.edges]
+kind = "edges"
+drop = 0.1            # share of rows that are trained without it; 0 makes it one that has to be given
 """
 
 from __future__ import annotations
