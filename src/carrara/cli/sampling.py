@@ -12,10 +12,11 @@ from carrara.cli.voice import Voice
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
+    from carrara.decoder import Decoding
     from carrara.diffusion.generator import SamplingSettings
     from carrara.system import System
 
-__all__ = ["editing_settings", "sampling_settings", "with_steps"]
+__all__ = ["decoding_settings", "editing_settings", "sampling_settings", "with_steps"]
 
 
 def sampling_settings(
@@ -154,3 +155,21 @@ def _scale(guidance: Any) -> float:
     if hasattr(guidance, "inner"):
         return _scale(guidance.inner)
     return float(guidance if isinstance(guidance, int | float) else getattr(guidance, "scale", 1.0))
+
+
+def decoding_settings(system: System, augmentation: float | None, tile: int | None, voice: Voice) -> Decoding | None:
+    """How the decoder is asked to decode; None as it was saved. RecipeError for what none of its parts can do."""
+    from carrara.decoder import Decoding, DiffusionUpsample, Tiling
+
+    if augmentation is None and tile is None:
+        return None
+    parts = getattr(system.decoder, "parts", (system.decoder,))
+    upsamplers = [part for part in parts if isinstance(part, DiffusionUpsample)]
+    if augmentation is not None and not upsamplers:
+        raise RecipeError("--augmentation is of diffusion upsamplers, and this model's decoder is none; leave it out")
+    if augmentation is not None and (most := min(part.most for part in upsamplers)) < augmentation:
+        raise RecipeError(f"--augmentation is {augmentation}, and this model has learnt levels up to {most}")
+    if tile is not None and not any(hasattr(part, "tiling") for part in parts):
+        voice.warn("--tile has no effect: no part of this model's decoder works in parts")
+    tiling = None if tile is None else Tiling(tile, tile // 4)
+    return Decoding(tiling, augmentation)

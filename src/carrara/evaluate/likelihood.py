@@ -190,8 +190,8 @@ def check_model(system: System) -> None:
         what = "small pictures" if made.kind == "pixels" else "latents"
         raise RecipeError(
             f"this model's generator makes {what} {made.shape}, which a decoder turns into pictures; bits a dimension "
-            f"are a likelihood of a picture's own discrete pixels, which {what} have not, and no bound through the "
-            'decoder is known. Measure a model whose decoder is "pixels"'
+            f"are a likelihood of discrete pixels, which {what} have not, and no bound through the decoder is known. "
+            'Measure a model whose decoder is "pixels"'
         )
     levels = 2**system.decoder.depth
     if isinstance(generator, VaeGenerator) and generator.likelihood.grey_levels != levels:
