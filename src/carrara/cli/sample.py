@@ -364,9 +364,7 @@ class _Job:
         import torch
 
         from carrara.evaluate.grid import fit_scale, png_bytes, sheet
-        from carrara.run import finish
         from carrara.store.atomic import write_file
-        from carrara.types import Condition
 
         @torch.no_grad()
         def seen(z: Tensor) -> Tensor:
