@@ -236,7 +236,8 @@ class System:
         upsampler samples. `preview` is another decoder of the same z, a quicker one, by which steps are shown.
         """
         if preview is not None and preview.space[:3] != self.decoder.space[:3]:
-            raise ValueError(f"the preview decodes {preview.space[:3]}, and this system's z is {self.decoder.space[:3]}")
+            other, mine = (f"{one.space.kind} {one.space.shape}" for one in (preview, self.decoder))
+            raise ValueError(f"the preview decodes {other}, and this system's z is {mine}")
         prompts, seeds = _texts("prompts", prompts), _seeds(seeds)
         if negative is not None:
             negative = _texts("negative", negative)

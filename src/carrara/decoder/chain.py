@@ -1,13 +1,12 @@
 """Decoders one after another: a cascade. What the first makes is the z of the second, and so on to the picture.
 
-    encode   the last one's encode, then the one's before it, down to the first one's space
-    decode   the first one's, then the next one's, up to the picture
+Encoding is the last one's, then that of the one before it, down to the first one's space.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ class Chain(Configured, nn.Module):
 
     def __init__(self, decoders: tuple[Annotated[nn.Module, Role("decoder")], ...]) -> None:
         super().__init__()
-        flat = [part for given in decoders for part in (given.decoders if isinstance(given, Chain) else (given,))]
+        flat: list[Any] = [p for given in decoders for p in (given.parts if isinstance(given, Chain) else (given,))]
         if len(flat) < 2:
             raise ValueError(f"a chain of {len(flat)} decoders; give two or more, the generator's first")
         self.decoders = nn.ModuleList(flat)

@@ -1,4 +1,4 @@
-"""What a generator's small pictures have and downsampled ones do not: an upsampler that is to enlarge them learns on it.
+"""What a generator's small pictures have and downsampled ones do not, for an upsampler that is to enlarge them.
 
 In this order, each row by draws of its own:
 

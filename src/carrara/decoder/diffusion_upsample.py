@@ -73,7 +73,9 @@ class DiffusionUpsample(Configured, nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= augmentation <= most <= 1:
-            raise ValueError(f"augmentation = {augmentation} and most = {most}; expected 0 <= augmentation <= most <= 1")
+            raise ValueError(
+                f"augmentation = {augmentation} and most = {most}; expected 0 <= augmentation <= most <= 1"
+            )
         self.denoiser = denoiser
         self.factor = factor
         self.depth: Depth = depth

@@ -1,7 +1,7 @@
 r"""What decoders minimise, and how near their pictures are.
 
     l1, l2          mean |e|, mean e^2,                   e = decoded - x
-    charbonnier     mean sqrt(e^2 + c^2) - c,             c = 0.01: as l1, and smooth at 0        (Charbonnier et al. 1994)
+    charbonnier     mean sqrt(e^2 + c^2) - c,             c = 0.01: as l1, and smooth at 0
     edges           l1 of the differences of neighbours, at full, half and quarter size
     kl              KL(q(z|x) || N(0, I)) a dimension     (Kingma & Welling 2014)
     hinge           of a discriminator D: max(0, 1 - D(x)) + max(0, 1 + D(decoded)); of a decoder: -D(decoded)

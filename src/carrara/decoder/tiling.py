@@ -23,7 +23,7 @@ __all__ = ["Scale", "Tiling", "answered", "tiled"]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Parts of the large picture of `tile` pixels a side, of which `overlap` are blended where a network sees everything.
+    """Parts of `tile` pixels a side of the large picture, of which `overlap` are blended where a network sees all of it.
 
     Both are rounded up to whole cells of z. A picture that is no larger than a part is made whole.
     """
@@ -60,7 +60,8 @@ def answered(rounds: Rounds) -> Tensor:
             answers = [(ask.network(*ask.rows),) for ask in asked.asks]
             asked = rounds.send(answers)
     except StopIteration as finished:
-        return finished.value  # type: ignore[no-any-return]
+        whole: Tensor = finished.value
+        return whole
 
 
 class _Part(NamedTuple):

@@ -23,7 +23,7 @@ __all__ = ["Upsample", "downsample", "small_and_large"]
 
 
 def downsample(images: Tensor, factor: int) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] at a `factor`th of the size, antialiased; ValueError where that is no whole one."""
+    """Pictures (B, C, H, W) in [-1, 1] at a `factor`th of the size, antialiased. ValueError where that is none."""
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"pictures of {height} x {width} cannot be made {factor} times smaller; crop or pad them")
@@ -69,7 +69,8 @@ class Upsample(Configured, nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, C, h * factor, w * factor) of small ones, clamped to [-1, 1]; never in parts."""
-        return self.network(z).clamp(-1, 1)  # type: ignore[no-any-return]
+        made: Tensor = self.network(z)
+        return made.clamp(-1, 1)
 
     def start(
         self, z: Tensor, condition: Condition, null: Condition, rng: Rng, settings: Decoding | None = None

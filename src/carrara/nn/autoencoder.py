@@ -156,7 +156,7 @@ class KLAutoencoder(Configured, nn.Module):
     @property
     def last(self) -> nn.Parameter:
         """The weights of the decoder's last layer, at which losses are weighed against one another."""
-        return cast(nn.Conv2d, self.decoder[-1]).weight
+        return cast(nn.Parameter, self.decoder[-1].weight)
 
     @property
     def halos(self) -> tuple[int | None, int | None]:

@@ -41,9 +41,8 @@ def needed(network: nn.Module | Iterable[nn.Module], outputs: Stretch) -> Stretc
     if isinstance(network, nn.Sequential) or not isinstance(network, nn.Module):
         inputs: Stretch | None = outputs
         for layer in reversed(list(network)):
-            inputs = needed(layer, inputs)
-            if inputs is None:
-                return None
+            if inputs is not None:
+                inputs = needed(layer, inputs)
         return inputs
     if isinstance(network, nn.GroupNorm):
         return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +169,7 @@ def _renamed(name: str) -> str:
     return f"{found[1]}.{int(found[2]) + (found[1] == 'decoder')}.{found[3]}" if found else name
 
 
-def _settings(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def _settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The constructor's arguments that give tensors of these names and shapes."""
     first, last = tensors["encoder.0.weight"], tensors["decoder.1.weight"]
     width, channels = first.shape[:2]

@@ -22,7 +22,7 @@ _KERNEL = 2  # small pixels on either side that bicubic reads
 
 
 def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """x (B, C, H, W) at another size (height, width), antialiased, in x's dtype; it can overshoot x's range a little."""
+    """x (B, C, H, W) at another size (height, width), in x's dtype, antialiased; it can overshoot x's range."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x.float(), size, mode="bicubic", align_corners=False, antialias=True).to(x.dtype)

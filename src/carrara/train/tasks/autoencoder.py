@@ -18,7 +18,9 @@ from carrara.train.tasks.part import Table, TaskRecipe, built, depth
 from carrara.train.tasks.pictures import Adversarial, Judges, Perceptual, PictureTask, likeness
 from carrara.types import Batch
 
-__all__ = ["AutoencoderRecipe", "AutoencoderTask"]
+__all__ = ["AutoencoderRecipe", "AutoencoderTask", "measure_latents"]
+
+_MEASURED = 4096  # pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,13 @@ class AutoencoderTask(PictureTask):
 
     def save(self, folder: Path) -> None:
         """Measures the latents' mean and scale over the training pictures, then writes the component."""
-        rows = self.pictures.train
-        if len(rows) > 4096:
-            rows = rows[permutation(len(rows), 0, "measure")[:4096]]
-        self.latents.measure(self.pictures.tensor(rows[i : i + 64]) for i in range(0, len(rows), 64))
+        measure_latents(self.latents, self.pictures)
         super().save(folder)
+
+
+def measure_latents(latents: Latents, pictures: Pictures) -> None:
+    """Measures the latents' mean and scale over the training pictures, 4096 of very many."""
+    rows = pictures.train
+    if len(rows) > _MEASURED:
+        rows = rows[permutation(len(rows), 0, "measure")[:_MEASURED]]
+    latents.measure(pictures.tensor(rows[i : i + 64]) for i in range(0, len(rows), 64))

@@ -46,7 +46,7 @@ class Denoising:
     settings: SamplingSettings = field(default_factory=SamplingSettings)  # how it is sampled unless told otherwise
 
     def denoiser(self, decoder: Decoder, seed: int, widths: Mapping[str, Any]) -> Denoiser:
-        """The denoiser of a decoder's z, its network built with these further settings; RecipeError for what cannot be."""
+        """The denoiser of a decoder's z, whose network has these further settings. RecipeError for what cannot be."""
         channels, height, width = decoder.space.shape
         derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
         if self.network.get("kind") == "dit":

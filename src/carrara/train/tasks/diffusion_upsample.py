@@ -19,7 +19,7 @@ from carrara.diffusion.limits import Threshold
 from carrara.errors import RecipeError
 from carrara.rng import Rng
 from carrara.run import finish
-from carrara.text import Labels, TextEncoder, Unconditional
+from carrara.text import TextEncoder, Unconditional
 from carrara.train.tasks.diffusion import Denoising, DiffusionTask
 from carrara.train.tasks.generator import TaughtRecipe, condition_widths, text_encoder
 from carrara.train.tasks.part import PartTask, depth
@@ -94,7 +94,7 @@ class DiffusionUpsampleTask(DiffusionTask):
         large: Pixels,
     ) -> None:
         self.upsampler, self.recipe = module, recipe
-        super().__init__(module, recipe, pictures, text, large, objective=recipe.objective)
+        super().__init__(module, recipe, pictures, text, large, objective=recipe.objective)  # type: ignore[arg-type]
 
     def taught(self, batch: Batch, rng: Rng) -> Condition:
         """What the rows are told in training: the caption, or nothing, and the small picture at a level of its own."""
@@ -128,7 +128,7 @@ class DiffusionUpsampleTask(DiffusionTask):
         return made
 
     def sample(self, rng_seed: int) -> Tensor | None:
-        """Eight small pictures enlarged by bicubic, sampled, and the pictures: held-out ones if there are any."""
+        """Eight small pictures enlarged by bicubic, then sampled, and the pictures; held-out ones if possible."""
         images = shown_pictures(self.pictures).to(self.device)
         rows = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[: len(images)]
         captions = [self._own(int(row)) for row in rows]
