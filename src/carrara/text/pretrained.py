@@ -67,6 +67,7 @@ class PretrainedText(Configured, nn.Module):
         if whiten:
             self.whiten_tokens, self.whiten_vector = map(Whitening, self._widths)
             self.register_buffer("measured", torch.zeros(16, dtype=torch.uint8))  # a hash of the captions
+        self.facts: dict[str, Any] = {}  # what should be known of it, for its card
         self._hashed: tuple[list[Any], str] = [], ""
         self._kept: OrderedDict[tuple[Any, ...], tuple[Tensor, ...]] = OrderedDict()
         self.requires_grad_(False).eval()

@@ -12,13 +12,16 @@ from torch import Tensor
 from carrara.data.augment import Augment
 from carrara.data.pictures import Pictures
 from carrara.errors import RecipeError
-from carrara.rng import Rng, permutation
-from carrara.text import ContrastiveText, contrastive_loss, train_tokenizer
+from carrara.rng import Rng
+from carrara.text import ContrastiveText, contrastive_loss, known_words, train_tokenizer
 from carrara.train.task import Loss
 from carrara.train.tasks.part import PartTask, Table, TaskRecipe, built
+from carrara.train.tasks.pretrained import measured_captions
 from carrara.types import Batch
 
 __all__ = ["ContrastiveRecipe", "ContrastiveTask"]
+
+_MEASURED = 16384  # captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class ContrastiveRecipe(TaskRecipe):
             "text_network", {**table, "pooled": width}, "task.network", seed, vocabulary=size, length=self.length
         )
         picture = built("picture_network", self.picture, "task.picture", seed, channels=pictures.channels, width=width)
-        return ContrastiveTask(ContrastiveText(tokenizer, network, picture).to(device), self, captions)
+        text = ContrastiveText(tokenizer, network, picture, known_words(captions))
+        return ContrastiveTask(text.to(device), self, captions)
 
 
 class ContrastiveTask(PartTask):
@@ -86,10 +90,7 @@ class ContrastiveTask(PartTask):
 
     def save(self, folder: Path) -> None:
         """Measures the whitening over the training captions, then writes the component."""
-        rows = self.captions
-        if len(rows) > 16384:
-            rows = [rows[i] for i in permutation(len(rows), 0, "measure")[:16384]]
-        self.text.measure(["", *rows])  # the null prompt is read as often as any
+        self.text.measure(measured_captions(self.captions, _MEASURED))
         super().save(folder)
 
 

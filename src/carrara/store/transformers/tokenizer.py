@@ -1,0 +1,113 @@
+"""The tokenizer of a pretrained encoder, as one tokenizer.json: its own, or made from the older files beside it.
+
+    tokenizer.json              as it is
+    vocab.json, merges.txt      CLIP's byte-level BPE (Radford et al. 2021)
+    vocab.txt                   BERT's word pieces (Devlin et al. 2018)
+
+Pipelines of several encoders keep them in folders of their own: text_encoder_2 beside tokenizer_2.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from carrara.errors import StorageError
+from carrara.store.atomic import storage_errors
+from carrara.types import Asset
+
+__all__ = ["find_tokenizer", "read_json"]
+
+_NAME = "tokenizer.json"
+# CLIP's own pattern: contractions, words, single digits, runs of other signs.
+_CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
+_BERT_MARKS = ("[CLS]", "[SEP]")
+
+
+def find_tokenizer(folder: Path) -> Asset:
+    """The tokenizer of a model's folder; StorageError where there is none that can be read."""
+    places = [folder]
+    if folder.name.startswith("text_encoder"):
+        places.append(folder.with_name(folder.name.replace("text_encoder", "tokenizer")))
+    for place in places:
+        with storage_errors(f"{place} cannot be read"):
+            if (place / _NAME).is_file():
+                return Asset(_NAME, (place / _NAME).read_bytes())
+            if (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
+                return Asset(_NAME, _clip(place))
+            if (place / "vocab.txt").is_file():
+                return Asset(_NAME, _bert(place))
+    found = sorted(path.name for place in places for path in place.glob("*.model"))
+    raise StorageError(
+        f"{' and '.join(map(str, places))} {'have' if len(places) > 1 else 'has'} no {_NAME}"
+        + (f", only {found[0]}" if found else "")
+        + "; make one with transformers:  AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's table; StorageError where it is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise StorageError(f"{path} holds no table")
+    return table
+
+
+def _clip(place: Path) -> bytes:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = read_json(place / "vocab.json")
+    lines = (place / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    missing = [mark for mark in _CLIP_MARKS if mark not in vocabulary]
+    if missing or any(len(pair) != 2 for pair in merges):
+        raise StorageError(f"{place} has a vocab.json and merges.txt that are not CLIP's; only that one can be read so")
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,  # type: ignore[arg-type]
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=_CLIP_MARKS[1],
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(Regex(_CLIP_SPLIT), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    start, end = ((mark, vocabulary[mark]) for mark in _CLIP_MARKS)
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
+    tokenizer.add_special_tokens(list(_CLIP_MARKS))
+    return tokenizer.to_str(pretty=False).encode()
+
+
+def _bert(place: Path) -> bytes:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    lines = (place / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = {word: number for number, word in enumerate(lines) if word}
+    if missing := [mark for mark in (*_BERT_MARKS, "[UNK]") if mark not in vocabulary]:
+        raise StorageError(f"{place / 'vocab.txt'} has no {missing[0]} and is none of BERT's")
+    told = read_json(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=bool(told.get("tokenize_chinese_chars", True)),
+        strip_accents=told.get("strip_accents"),
+        lowercase=bool(told.get("do_lower_case", True)),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    end, start = ((mark, vocabulary[mark]) for mark in reversed(_BERT_MARKS))
+    tokenizer.post_processor = processors.BertProcessing(end, start)
+    tokenizer.add_special_tokens([mark for mark in ("[PAD]", "[UNK]", *_BERT_MARKS, "[MASK]") if mark in vocabulary])
+    return tokenizer.to_str(pretty=False).encode()
