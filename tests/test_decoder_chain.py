@@ -199,7 +199,7 @@ def test_a_chain_is_saved_loaded_and_assembled(tmp_path: Path) -> None:
     system = load(tmp_path / "model")
     *_, last = system.generate([""], seeds=[4])
     *_, wanted = System(Unconditional(), made, chain).generate([""], seeds=[4])
-    assert torch.equal(last.images, wanted.images)
+    torch.testing.assert_close(last.images, wanted.images, rtol=0, atol=2e-5)  # numbers lie elsewhere in memory
     with pytest.raises(RecipeError, match="in the order from the generator to the picture"):
         assemble(tmp_path / "wrong", generator=tmp_path / "base", decoder=parts[::-1])
     assert not (tmp_path / "wrong").exists()

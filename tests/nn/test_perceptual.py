@@ -17,7 +17,9 @@ SHAPES = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 
 def alexnet(learnt: bool) -> dict[str, Tensor]:
     """Random weights under LPIPS's names, or torchvision's."""
     generator = torch.Generator().manual_seed(0)
-    tensors: dict[str, Tensor] = {"scaling_layer.shift": torch.zeros(3)} if learnt else {"classifier.1.bias": torch.ones(2)}
+    tensors: dict[str, Tensor] = (
+        {"scaling_layer.shift": torch.zeros(3)} if learnt else {"classifier.1.bias": torch.ones(2)}
+    )
     for number, (place, shape) in enumerate(SHAPES.items()):
         name = f"net.slice{SLICES[place]}.{place}" if learnt else f"features.{place}"
         fan = shape[1] * shape[2] * shape[3]

@@ -51,7 +51,9 @@ def test_equal_to_diffusers(settings: dict[str, object]) -> None:
 @pytest.mark.parametrize("pooled", [False, True])
 def test_its_own_names_come_back(pooled: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = TinyAutoencoder(channels=1, latent=6, width=8, encoder_blocks=(1, 2), decoder_blocks=(2, 1), pooled=pooled)
+    network = TinyAutoencoder(
+        channels=1, latent=6, width=8, encoder_blocks=(1, 2), decoder_blocks=(2, 1), pooled=pooled
+    )
     made = TinyAutoencoder.of(network.state_dict())
     assert made.config == network.config and made.config["pooled"] is pooled
     decoder = Latents(made, size=16)

@@ -30,7 +30,14 @@ from carrara.train.tasks import AutoencoderTask, DiffusionUpsampleTask, Upsample
 from carrara.train.tasks.pictures import PictureTask
 
 SIDE = 16
-AUTOENCODER = {"kind": "kl", "latent": 2, "down": 4, "widths": [8, 8], "encoder_blocks": [0, 0], "decoder_blocks": [1, 0]}
+AUTOENCODER = {
+    "kind": "kl",
+    "latent": 2,
+    "down": 4,
+    "widths": [8, 8],
+    "encoder_blocks": [0, 0],
+    "decoder_blocks": [1, 0],
+}
 PATCH = {"kind": "patch", "width": 4, "depth": 1}
 UNET = {"kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "groups": 4}
 SMALL = {"kind": "residual", "factor": 2, "width": 12, "blocks": 2}
@@ -175,7 +182,9 @@ def test_the_adversarial_term_is_weighed_by_the_last_layer(pictures: Path, tmp_p
     fooled = hinge_generator(judges.discriminator(made))
     share = adaptive_weight(rows.mean(), fooled.mean(), network.last)  # type: ignore[arg-type]
     torch.testing.assert_close(found.rows, rows + 0.7 * share * fooled)
-    pulls = [torch.autograd.grad(part.mean(), network.last, retain_graph=True)[0].norm() for part in (rows, share * fooled)]  # type: ignore[arg-type, type-var]
+    pulls = [
+        torch.autograd.grad(part.mean(), network.last, retain_graph=True)[0].norm() for part in (rows, share * fooled)
+    ]  # type: ignore[arg-type, type-var]
     torch.testing.assert_close(*pulls)
     with pytest.raises(RecipeError, match="accumulate"):
         train(run(pictures, tmp_path / "cut", task, accumulate=2))
@@ -192,7 +201,7 @@ def test_a_perceptual_term_from_a_file(pictures: Path, tmp_path: Path) -> None:
     names = {name for table in read_checkpoint(checkpoints(tmp_path / "run")[-1]).tables.values() for name in table}
     assert not any("_conv_stem" in name for name in names)  # it is not trained, nor kept
     save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)})
-    with pytest.raises(RecipeError, match="task.perceptual.weights: .* no network"):
+    with pytest.raises(RecipeError, match=r"task\.perceptual\.weights: .* no network"):
         run(pictures, tmp_path / "b", {**task, "perceptual": {"weights": [str(tmp_path / "other.safetensors")]}})
 
 
@@ -251,7 +260,7 @@ def test_recipes_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_trained_cascade_is_a_system(pictures: Path, tmp_path: Path) -> None:
-    """A generator trained in the first upsampler's space, then both upsamplers: previews and pictures of the last size."""
+    """A generator trained in the first upsampler's space, then both upsamplers: pictures of the last size."""
     train(run(pictures, tmp_path / "up", {"kind": "upsample", "network": SMALL}, steps=2))
     base = {
         "kind": "diffusion", "text": "labels", "decoder": str(tmp_path / "up"), "settings": FEW,

@@ -131,8 +131,8 @@ class Latents(Configured, nn.Module):
         mine: Any = self.autoencoder
         if (other.channels, other.latent, other.down) != (mine.channels, mine.latent, mine.down):
             raise ValueError(
-                f"these latents have {mine.latent} channels at a {mine.down}th of the size, and pictures {mine.channels}; "
-                f"the other autoencoder has {other.latent}, a {other.down}th and {other.channels}"
+                f"these latents have {mine.latent} channels at a {mine.down}th of the size, and pictures "
+                f"{mine.channels}; the other autoencoder has {other.latent}, a {other.down}th and {other.channels}"
             )
         made = Latents(autoencoder, size=self.pictures.shape[1:], depth=self.depth, tiling=self.tiling)  # type: ignore[arg-type]
         made.mean.copy_(self.mean)

@@ -23,7 +23,7 @@ __all__ = ["Scale", "Tiling", "answered", "tiled"]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Parts of `tile` pixels a side of the large picture, of which `overlap` are blended where a network sees all of it.
+    """Parts of `tile` pixels a side of the large picture; `overlap` of them are blended where a network sees all of it.
 
     Both are rounded up to whole cells of z. A picture that is no larger than a part is made whole.
     """

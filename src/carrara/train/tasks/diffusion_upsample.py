@@ -128,7 +128,7 @@ class DiffusionUpsampleTask(DiffusionTask):
         return made
 
     def sample(self, rng_seed: int) -> Tensor | None:
-        """Eight small pictures enlarged by bicubic, then sampled, and the pictures; held-out ones if possible."""
+        """Eight pictures made small, enlarged by bicubic and sampled, and as they are: held-out ones if any."""
         images = shown_pictures(self.pictures).to(self.device)
         rows = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[: len(images)]
         captions = [self._own(int(row)) for row in rows]

@@ -74,7 +74,7 @@ class UpsampleTask(PictureTask):
         return {"loss": rows.mean().item(), **figures, "above_bicubic_db": gain}
 
     def sample(self, rng_seed: int) -> Tensor | None:
-        """Eight small pictures enlarged by bicubic, then by the network, and the pictures; held-out ones if possible."""
+        """Eight pictures made small, enlarged by bicubic and by the network, and as they are: held-out ones if any."""
         images = shown_pictures(self.pictures).to(next(self.module.parameters()).device)
         small = self.decoder.encode(images)
         return torch.cat([enlarged(small, images), self.decoder.decode(small).float(), images])
