@@ -56,6 +56,9 @@ def likelihood(
     dequantise: Annotated[
         Literal["normal", "uniform"], typer.Option(help="The noise that fills grey levels for --ode.")
     ] = "normal",
+    tolerance: Annotated[
+        float, typer.Option(metavar="X", min=1e-9, max=0.1, help="Of a step of --ode, in values and in nats a dimension.")
+    ] = 1e-4,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Do not tell the model captions or classes.")
     ] = False,
@@ -88,7 +91,7 @@ def likelihood(
         part.to(where)  # type: ignore[union-attr]
     known = _facts(model)
     bounded = _bound_measure(system, terms, steps, variance) if bound or not ode else None
-    followed = _ode_measure(system, dequantise) if ode else None
+    followed = _ode_measure(system, dequantise, tolerance) if ode else None
     pictures = _pictures(_prepared(system, known, data), cache, voice)
     rows = _rows(pictures, known, split, voice)
     subject = Subject(system, pictures, told=not unconditional, precision=_precision(known))
@@ -222,7 +225,7 @@ def _diffusion_bound(system: System, terms: int, steps: int | None, variance: st
     return BoundMeasure(_grid(generator, steps), terms, measure.variance)
 
 
-def _ode_measure(system: System, dequantisation: str) -> OdeMeasure:
+def _ode_measure(system: System, dequantisation: str, tolerance: float) -> OdeMeasure:
     from carrara.diffusion.dequantise import NormalNoise, UniformNoise
     from carrara.diffusion.generator import DiffusionGenerator
     from carrara.evaluate.likelihood_diffusion import OdeMeasure
@@ -232,7 +235,8 @@ def _ode_measure(system: System, dequantisation: str) -> OdeMeasure:
             "--ode follows the flow of a diffusion model, and this one is none; measure its --bound, which more "
             "--terms make tighter"
         )
-    return OdeMeasure(dequantisation=NormalNoise() if dequantisation == "normal" else UniformNoise())
+    noise = NormalNoise() if dequantisation == "normal" else UniformNoise()
+    return OdeMeasure(tolerance=tolerance, dequantisation=noise)
 
 
 def _grid(generator: Any, steps: int) -> tuple[float, ...]:

@@ -143,7 +143,7 @@ class OdeMeasure:
 
     half: ClassVar[bool] = False
     probes: int = 1
-    tolerance: float = 1e-4  # on a small trained model the mean is then 3e-4 bits from that of 1e-6
+    tolerance: float = 1e-4  # a smooth small model's mean is then 3e-4 bits from that of 1e-6
     dequantisation: Dequantisation = _NORMAL
 
     @property
