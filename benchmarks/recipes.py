@@ -87,7 +87,7 @@ def _measured(model: Path, pictures: Path, out: Path, name: str, count: int) -> 
 
 def _likelihood(model: Path, pictures: Path, out: Path, *options: object) -> dict[str, Any]:
     said = carrara(
-        "likelihood", model, "--data", pictures, "--out", out, "--batch", 128, "--json", *options, OMP_NUM_THREADS="1"
+        "likelihood", model, "--data", pictures, "--out", out, "--batch", 32, "--json", *options, OMP_NUM_THREADS="1"
     )
     table: dict[str, Any] = json.loads(said)
     return {key: value for key, value in table.items() if key not in ("model", "data", "report")}
