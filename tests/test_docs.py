@@ -34,8 +34,7 @@ def test_pages_and_pictures_are_those_of_the_data(figures: Any) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_shows_every_picture_and_table_of_its_own(page: str, figures: Any) -> None:
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    charts = {"why": figures.why_charts, "choosing": figures.choosing_charts}
-    for name, _ in charts[page]() if page in charts else ():
+    for name, _ in getattr(figures, f"{page}_charts")():
         assert f"images/{name}.svg" in text
     for name in figures.TABLES:
         assert (f"<!--table {name}-->" in text) == name.startswith(page)
