@@ -203,9 +203,7 @@ def test_guidance_multiplies_probabilities() -> None:
     for scale in (0.0, 1.0, 3.0):
         expected = p**scale * q ** (1 - scale)
         expected = (expected / expected.sum())[0]
-        drawn = draw(
-            model, seeds, told.rows([0] * 3000), null.rows([0] * 3000), AutoregressiveSettings(guidance=scale)
-        )
+        drawn = draw(model, seeds, told.rows([0] * 3000), null.rows([0] * 3000), AutoregressiveSettings(guidance=scale))
         share = torch.bincount(drawn.flatten(), minlength=5) / 3000
         assert ((share - expected).abs() < 4 * (expected * (1 - expected) / 3000).sqrt() + 1e-9).all()
     one = AutoregressiveSettings(guidance=1.0)

@@ -29,7 +29,9 @@ def make(quantizer: Quantizer | None = None, *, seed: int = 0, size: int | tuple
     """A decoder whose codes lie among the encodings of data."""
     torch.manual_seed(seed)
     quantizer = quantizer or VectorQuantizer(vocabulary=16, channels=4)
-    autoencoder = KLAutoencoder(latent=quantizer.channels, down=4, widths=(8, 16), encoder_blocks=(0, 1), decoder_blocks=(0, 1))
+    autoencoder = KLAutoencoder(
+        latent=quantizer.channels, down=4, widths=(8, 16), encoder_blocks=(0, 1), decoder_blocks=(0, 1)
+    )
     tokens = Tokens(autoencoder, quantizer, size=size).eval()
     with torch.no_grad():
         z = tokens.read(data(32))
@@ -43,7 +45,7 @@ def test_pictures_to_tokens_and_back(quantizer: Quantizer | None) -> None:
     tokens, x = make(quantizer), data(3, seed=1)
     z = tokens.encode(x)
     assert z.shape == (3, 4, 4) and z.dtype == torch.int64
-    assert 0 <= z.min() and z.max() < tokens.quantizer.vocabulary == tokens.space.vocabulary
+    assert z.min() >= 0 and z.max() < tokens.quantizer.vocabulary == tokens.space.vocabulary
     assert torch.equal(z, tokens.encode(x, Rng.seeds([1, 2, 3])))  # nothing is drawn
     assert len(z.unique()) > 4
     decoded, encoding, codes = tokens.reconstruct(x)

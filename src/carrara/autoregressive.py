@@ -2,8 +2,8 @@ r"""Autoregressive generation, DALL-E's way (Ramesh et al. 2021): a decoder's to
 
     p(z | c) = product over n of p(z_n | z_1 ... z_{n-1}, c)
 
-The tokens z of a decoder (h, w) are read in raster order. A network gives the logits of each next one, so the likelihood
-of the tokens is exact: one call for all places, since those of a training row are all known. Sampling asks once a token.
+The tokens z of a decoder (h, w) are read in raster order. A network gives the logits of each next one, so that the
+likelihood of tokens is exact: one call for all places, where all of them are known. Sampling asks once a token.
 
     guidance s     logits = null + s (told - null), that is p(. | told)^s p(. | null)^(1-s) but for its sum; 1 is off
     temperature T  logits / T
@@ -77,8 +77,8 @@ class AutoregressiveGenerator(Configured, nn.Module):
         super().__init__()
         if space.kind != "tokens" or len(space.shape) != 2:
             raise ValueError(
-                f"the space is {space.kind} {space.shape}; an autoregressive generator makes the tokens (rows, columns) "
-                "of a decoder that has a vocabulary"
+                f"the space is {space.kind} {space.shape}; an autoregressive generator makes the tokens (rows, "
+                "columns) of a decoder that has a vocabulary"
             )
         self.network = network
         self.space = space
@@ -92,7 +92,9 @@ class AutoregressiveGenerator(Configured, nn.Module):
     def log_prob(self, z: Tensor, condition: Condition) -> Tensor:
         """log p(z | condition) in nats of tokens z (B, h, w), exact: (B,) float32, of the model's own distribution."""
         if tuple(z.shape[1:]) != self.space.shape:
-            raise ValueError(f"z has shape {tuple(z.shape)}; expected (B, {self.space.shape[0]}, {self.space.shape[1]})")
+            raise ValueError(
+                f"z has shape {tuple(z.shape)}; expected (B, {self.space.shape[0]}, {self.space.shape[1]})"
+            )
         tokens = z.flatten(1)
         logits = self.network(tokens[:, :-1], condition)
         return -F.cross_entropy(logits.float().mT, tokens, reduction="none").sum(1)
@@ -168,7 +170,7 @@ def probabilities(logits: Tensor, settings: AutoregressiveSettings) -> Tensor:
 
 
 def _drawn(p: Tensor, uniform: Tensor) -> Tensor:
-    """The token (B,) at which the cumulative sum of p (B, K) passes the share `uniform` (B,), in [0, 1), of the whole."""
+    """The token (B,) at which the cumulative sum of p (B, K) passes the share `uniform` (B,), in [0, 1), of its end."""
     total = p.cumsum(1)
     # a little below 1, so that no rounding reaches the end, where tokens of probability 0 may be
     share = uniform.clamp(max=1 - 2**-50)[:, None] * total[:, -1:]

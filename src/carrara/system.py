@@ -126,8 +126,8 @@ class System:
             raise ValueError(f"candidates = {request.candidates}; give 1, or how many are drawn of each picture")
         if request.candidates > 1 and not hasattr(self.text, "match"):
             raise ValueError(
-                f"{request.candidates} candidates of a picture are told apart by how well they fit its prompt, and this "
-                "system's text encoder has not learnt from pictures; leave candidates out, or train with one that has"
+                f"{request.candidates} candidates of a picture are told apart by how well they fit its prompt, and "
+                "this system's text encoder has not learnt from pictures; leave candidates out, or train with one that has"
             )
         if request.candidates > 1 and not all(request.prompts):
             raise ValueError("a picture without a prompt has no best candidate; give every picture a prompt")
@@ -280,7 +280,7 @@ def _seen(step: Step, decoder: Decoder) -> Callable[[], Tensor]:
 
 
 def _every(request: Request, condition: Condition, null: Condition) -> tuple[Request, Condition, Condition, Rng]:
-    """The request and its conditions with all candidates: the first of each picture, then the second of each, and on."""
+    """The request and its conditions with all candidates: the first of each picture, then the second of each, ..."""
     count, seeds = request.candidates, request.seeds
     rows = list(range(len(seeds))) * count
     inputs = {name: x[rows] for name, x in request.inputs.items()}

@@ -103,7 +103,9 @@ def test_codes_are_the_running_means_of_the_paper() -> None:
         step(quantizer, z, number)
         used = counts > 1e-9
         torch.testing.assert_close(quantizer.usage.double(), counts, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(quantizer.codebook.double()[used], (sums / counts[:, None])[used], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            quantizer.codebook.double()[used], (sums / counts[:, None])[used], rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("cuts", [2, 4, 8])
@@ -155,7 +157,7 @@ def test_offers_are_drawn_by_the_squared_distance() -> None:
 
 
 def test_a_code_that_nothing_uses_dies_and_comes_back() -> None:
-    """Three values of data and four codes: all three find a code, and when one value is gone its code goes elsewhere."""
+    """Three values of data and four codes: all three find one, and when a value is gone its code goes elsewhere."""
     quantizer = codebook(4, 2, decay=0.5, revive=0.1)
     near, far = torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4)
     near[:, :, ::2], far[:, :, ::2] = 1.0, 5.0

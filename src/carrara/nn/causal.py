@@ -4,7 +4,7 @@ r"""A causal transformer over a picture's tokens in raster order, told a conditi
     h  += CausalSelfAttention(norm(h));   h += CrossAttention(norm(h), tokens);   h += FeedForward(norm(h))
     logits_n = head(norm(h_n)),                        of token n, given all before it
 
-Whatever is read a second time need not be computed a second time: with a `Cache` each call is given only the tokens that
+What is read a second time need not be computed a second time: with a `Cache` each call is given only the tokens that
 are new, and appends their keys and values to those of the calls before. The keys and values of the condition's tokens
 are computed in the first call. Cached or not, the logits are the same.
 """
@@ -187,8 +187,8 @@ class CausalTransformer(Configured, nn.Module):
         most = self.length - max(done, 1)
         if tokens.ndim != 2 or tokens.shape[1] > most or (done and not tokens.shape[1]):
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)} after {done} places; this network reads (B, n) with n at most "
-                f"{most}, since a picture has {self.length} tokens and the last one has no successor"
+                f"tokens have shape {tuple(tokens.shape)} after {done} places; this network reads (B, n) with n at "
+                f"most {most}, since a picture has {self.length} tokens and the last one has no successor"
             )
         rows = len(tokens)
         check_part("tokens", condition.tokens, self.read, "context", axis=2, ndim=3, rows=rows)

@@ -36,6 +36,7 @@ from carrara.rng import Rng
 __all__ = ["FSQ", "Quantized", "Quantizer", "Seen", "VectorQuantizer"]
 
 _CHUNK = 2**14  # encodings that are compared with all codes at a time
+_GRACE = 3.0  # times the least usage is what a revived code begins with: about a hundred steps to prove itself
 
 
 class Quantized(NamedTuple):
@@ -191,7 +192,7 @@ class VectorQuantizer(Quantizer):
         unused = (before & (self.usage < self._revive)).nonzero().flatten()
         first = offers[offers[:, 0].argsort(stable=True)][: len(unused), 1:]
         moved[unused[: len(first)]] = first
-        self.usage[unused[: len(first)]] = 1.0  # as the mean code, until its own use is known
+        self.usage[unused[: len(first)]] = _GRACE * self._revive
         self.codebook.copy_(moved)
 
 
