@@ -127,7 +127,8 @@ class System:
         if request.candidates > 1 and not hasattr(self.text, "match"):
             raise ValueError(
                 f"{request.candidates} candidates of a picture are told apart by how well they fit its prompt, and "
-                "this system's text encoder has not learnt from pictures; leave candidates out, or train with one that has"
+                "this system's text encoder has not learnt from pictures; leave candidates out, or train with one that "
+                "has"
             )
         if request.candidates > 1 and not all(request.prompts):
             raise ValueError("a picture without a prompt has no best candidate; give every picture a prompt")
@@ -293,7 +294,8 @@ def _every(request: Request, condition: Condition, null: Condition) -> tuple[Req
 def _best(images: Tensor, likeness: Tensor, pictures: int) -> Tensor:
     """Of the candidates' images, ordered as `_every` does, the likeliest of each picture; of equals the first."""
     best = likeness.view(-1, pictures).argmax(0)
-    return images.unflatten(0, (-1, pictures))[best, torch.arange(pictures, device=best.device)]
+    every = images.view(-1, pictures, *images.shape[1:])
+    return every[best, torch.arange(pictures, device=best.device)]
 
 
 def _first(step: Step, pictures: int) -> Step:

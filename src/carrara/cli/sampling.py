@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["decoding_settings", "editing_settings", "sampling_settings", "with_steps"]
 
 
-def sampling_settings(
-    system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice
-) -> SamplingSettings | Any | None:
+def sampling_settings(system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice) -> Any:
     """The generator's own settings with what was asked for put in; None for a generator that has none.
 
     `asked` are the options' values by name, None for those that were not given; each is a field of the settings, but
@@ -31,8 +29,9 @@ def sampling_settings(
     from carrara.diffusion.generator import DiffusionGenerator
 
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = getattr(system.generator, "settings", None)
-    diffusion = isinstance(system.generator, DiffusionGenerator)
+    generator: Any = system.generator
+    settings: Any = getattr(generator, "settings", None)
+    diffusion = isinstance(generator, DiffusionGenerator)
     fields = [field.name for field in dataclasses.fields(settings)] if settings is not None else []
     known = list(_DIFFUSION) if diffusion else [name for name in fields if name in asked]
     if foreign := [name for name in given if name not in known]:
@@ -42,8 +41,8 @@ def sampling_settings(
         voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
         del given["guidance"]
     if diffusion:
-        settings = _diffusion_settings(system.generator.settings, given, voice)
-        system.generator.times(settings)  # refuses a number of steps that the grid does not have
+        settings = _diffusion_settings(settings, given, voice)
+        generator.times(settings)  # refuses a number of steps that the grid does not have
     elif given:
         try:
             settings = dataclasses.replace(settings, **given)
@@ -93,9 +92,7 @@ def _option(said: str, given: Mapping[str, Any]) -> str:
     return said
 
 
-def editing_settings(
-    settings: SamplingSettings | None, strength: float | None, inputs: Collection[str], voice: Voice
-) -> SamplingSettings | None:
+def editing_settings(settings: Any, strength: float | None, inputs: Collection[str], voice: Voice) -> Any:
     """The settings with the strength that was asked for, which is for a picture to begin from."""
     if strength is None:
         return settings

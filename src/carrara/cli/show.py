@@ -102,7 +102,7 @@ def _networks(config: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a component's networks, however deep."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        if name in ("network", "picture", "autoencoder") and isinstance(value, Mapping):
+        if name in ("network", "picture", "autoencoder", "quantizer") and isinstance(value, Mapping):
             found[name] = value
         elif isinstance(value, Mapping) and name == "denoiser":
             found |= _networks(value)
