@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from carrara.conditions import Input, read_by, tell
+from carrara.conditions import Input, missing, read_by, tell
 from carrara.decoder import Decoder, Decoding
 from carrara.errors import RecipeError
 from carrara.image import to_pixels
@@ -163,6 +163,17 @@ class System:
     def conditions(self) -> tuple[Input, ...]:
         """What the generator is told beside text, each by pictures of a request."""
         return tuple(getattr(self.generator, "conditions", ()))
+
+    def untold(self, condition: Condition, rows: int) -> Condition:
+        """The condition as the generator's network reads it, told of no input; RecipeError where it needs one."""
+        if lacking := missing(self.conditions, ()):
+            raise RecipeError(
+                f"this model was never without {lacking[0].name}, and is asked here without any input; measure a model "
+                "that was trained with a drop above 0"
+            )
+        size, device = self.decoder.space.shape[-2:], _device(self.generator)
+        told: Condition = finish(tell(condition, self.conditions, {}, rows=rows, size=size, device=device))
+        return told
 
     def edits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of a request's inputs those that a picture is edited by: "image" and "mask" that the generator does not read."""

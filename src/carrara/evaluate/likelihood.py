@@ -173,8 +173,7 @@ class Subject:
 
     def _condition(self, rows: Sequence[int]) -> Condition:
         said = [self.said[i] if self.said is not None else "" for i in rows]
-        condition: Condition = finish(self.system.text.start(said))
-        return condition
+        return self.system.untold(finish(self.system.text.start(said)), len(said))
 
 
 def check_model(system: System) -> None:

@@ -221,7 +221,7 @@ def model_problem(
     if not isinstance(generator, DiffusionGenerator):
         raise RecipeError(f"the generator is a {type(generator).__name__}, and samplers are for diffusion models")
     process = generator.denoiser.process
-    both = finish(system.text.start([*prompts, *[""] * len(prompts)]))
+    both = system.untold(finish(system.text.start([*prompts, *[""] * len(prompts)])), 2 * len(prompts))
     noise = Rng.seeds(seeds).fork("generator").fork("prior").normal(system.decoder.space.shape)
     x = process.prior_std() * noise.to(next(generator.denoiser.parameters()).device)
     condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
