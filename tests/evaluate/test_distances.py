@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from scipy import stats
 
-from carrara.evaluate.distances import Statistics, cmmd, frechet, kid, kid_interval, repeated
+from carrara.evaluate.distances import Statistics, cmmd, frechet, frechet_of, kid, kid_interval, repeated
 
 
 def features(n: int, d: int, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
@@ -82,9 +82,12 @@ def test_torchmetrics() -> None:
     assert found == pytest.approx(other.compute().item(), rel=1e-4)
 
 
-def test_fewer_pictures_than_dimensions_are_known() -> None:
-    assert Statistics.of(features(41, 40)).full
-    assert not Statistics.of(features(40, 40)).full
+@pytest.mark.parametrize("n, m", [(9, 14), (70, 9), (300, 200)])
+def test_both_ways_agree(n: int, m: int) -> None:
+    """By covariances, and for few pictures by the rows."""
+    x, y = features(n, 40), features(m, 40, 1, 0.3)
+    assert frechet_of(x, y) == pytest.approx(frechet(Statistics.of(x), Statistics.of(y)), rel=1e-6)
+    assert frechet_of(x, x) < 1e-6
 
 
 def test_refusals() -> None:

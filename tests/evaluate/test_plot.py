@@ -1,5 +1,6 @@
 """Charts: well-formed SVG for whatever numbers come, nothing unescaped, points where they belong."""
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -7,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from carrara.evaluate.plot import Axis, Bars, Histogram, Lines, Sample, Series, escape, number, ticks
+from carrara.evaluate.plot import Axis, Bars, Histogram, Lines, Sample, Scatter, Series, escape, number, ticks
 
 NAN, INF = math.nan, math.inf
 HOSTILE = "</title><script>alert('x')</script>&\"' \x00\x1b\ud800"
@@ -54,6 +55,9 @@ def test_any_values_draw(values, log):
     parse(Lines("turned", [Series("a", values, x)], x=Axis("x", log)).svg())
     parse(Histogram("h", [Sample("a", values), Sample("b", values[:1])]).svg())
     parse(Bars("b", [str(i) for i in x], values).svg())
+    names = [HOSTILE + str(i) for i in x]
+    parse(Scatter("s", names, values, x, Axis("x", log)).svg())
+    parse(Scatter("s", names, x, values, y=Axis("y", log)).svg(340, 260))
 
 
 def test_no_series_says_so():
@@ -171,3 +175,25 @@ def test_the_legend_shows_which_lines_are_dashed() -> None:
     root = parse(Lines("loss", [Series("training", x, x), Series("held out", x, x, dashed=True)]).svg())
     styles = [element.get("style", "") for element in root.iter("line") if "var(--series" in element.get("style", "")]
     assert ["dasharray" in style for style in styles] == [False, True]
+
+
+def test_points_have_their_names_beside_them():
+    """Each with a label; labels of points at one place do not cover one another, and stay inside."""
+    names = ["vae", "gan", "flow", "diffusion with a long name"]
+    chart = Scatter("Quality against cost", names, [1.0, 1.0, 1.0, 40.0], [5.0, 5.0, 5.01, 9.0], Axis("s", log=True))
+    root = parse(chart.svg(560, 300))
+    texts = {element.text: element for element in root.iter("text")}
+    assert set(names) <= set(texts)
+    lines = sorted(float(texts[name].get("y", "nan")) for name in names[:3])
+    assert all(b - a >= 13.9 for a, b in itertools.pairwise(lines))
+    assert texts[names[3]].get("text-anchor") == "end"
+    assert len(list(root.iter("circle"))) == 4
+    assert "flow: 5.01 at 1" in ET.tostring(root, encoding="unicode")
+
+
+def test_points_without_a_place_are_counted():
+    svg = Scatter("s", ["a", "b"], [1.0, NAN], [2.0, 3.0]).svg()
+    assert "1 value not drawn" in svg
+    assert len(list(parse(svg).iter("circle"))) == 1
+    with pytest.raises(ValueError, match="2 names for points"):
+        Scatter("s", ["a", "b"], [1.0], [2.0])

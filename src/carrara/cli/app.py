@@ -11,8 +11,10 @@ from carrara import __version__
 from carrara.cli.assemble import assemble
 from carrara.cli.bench import samplers
 from carrara.cli.check import check
+from carrara.cli.compare import compare
 from carrara.cli.demo import demo
 from carrara.cli.doctor import doctor
+from carrara.cli.evaluate import evaluate
 from carrara.cli.init import init
 from carrara.cli.likelihood import likelihood
 from carrara.cli.sample import sample
@@ -22,7 +24,20 @@ from carrara.cli.train import train
 __all__ = ["app"]
 
 _PLAIN: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_ORDER = ("demo", "doctor", "data", "init", "train", "assemble", "sample", "likelihood", "show", "bench")
+_ORDER = (
+    "demo",
+    "doctor",
+    "data",
+    "init",
+    "train",
+    "assemble",
+    "sample",
+    "evaluate",
+    "compare",
+    "likelihood",
+    "show",
+    "bench",
+)
 
 
 class _Verbs(TyperGroup):
@@ -81,6 +96,8 @@ app.command(short_help="write commented recipes for a folder of pictures")(init)
 app.command(short_help="train one part; the same command again goes on")(train)
 app.command(short_help="put three trained parts together into a model")(assemble)
 app.command(short_help="make pictures with a model")(sample)
+app.command(short_help="how good a model's pictures are, against real ones")(evaluate)
+app.command(short_help="models side by side, by one measure")(compare)
 app.command(short_help="bits a dimension of pictures under a model")(likelihood)
 app.command(short_help="what a model is, was trained on, and measured")(show)
 app.add_typer(bench, name="bench", short_help="measure Carrara itself: bench samplers")

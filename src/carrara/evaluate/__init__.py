@@ -2,7 +2,7 @@
 
 from carrara.evaluate.card import card
 from carrara.evaluate.grid import data_uri, png_bytes, sheet, strip, to_uint8
-from carrara.evaluate.plot import Axis, Bars, Histogram, Lines, Sample, Series
+from carrara.evaluate.plot import Axis, Bars, Histogram, Lines, Sample, Scatter, Series
 from carrara.evaluate.report import Blocks, KeyFigure, Report
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Lines",
     "Report",
     "Sample",
+    "Scatter",
     "Series",
     "card",
     "data_uri",

@@ -14,7 +14,7 @@ from typing import Any
 
 from carrara.evaluate.plot import number
 
-__all__ = ["FACTS", "card"]
+__all__ = ["FACTS", "card", "plain", "table"]
 
 FACTS = ("name", "what", "license", "tags", "trained_on", "training", "figures", "load", "limits", "attribution")
 
@@ -52,14 +52,14 @@ def card(facts: Mapping[str, Any]) -> str:
         raise ValueError("a model card needs 'name', a text that is not empty")
     parts = [
         _head(facts),
-        f"# {_text(facts['name'])}",
+        f"# {plain(facts['name'])}",
         _paragraphs(facts.get("what", "")),
         _section("Use", _snippet(facts["load"]) if facts.get("load") else ""),
-        _section("Figures", _table(("figure", "value"), facts.get("figures") or {})),
+        _section("Figures", table(("figure", "value"), facts.get("figures") or {})),
         _section("Trained on", _paragraphs(facts.get("trained_on", ""))),
-        _section("Training", _table(("setting", "value"), facts.get("training") or {})),
-        _section("Limits", _list(map(_text, facts.get("limits") or ()))),
-        _section("Licence", _text(facts["license"]) if facts.get("license") else "None has been stated."),
+        _section("Training", table(("setting", "value"), facts.get("training") or {})),
+        _section("Limits", _list(map(plain, facts.get("limits") or ()))),
+        _section("Licence", plain(facts["license"]) if facts.get("license") else "None has been stated."),
         _section("Attribution", _list(map(_credit, facts.get("attribution") or ()))),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
@@ -95,7 +95,7 @@ def _one_line(value: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
     """Markdown for a plain text: one line, no markup, no list or heading at its beginning."""
     escaped = "".join("\\" + c if c in _ESCAPED else c for c in _one_line(value))
     if re.match(r"[-+=:]|\d+[.)](\s|$)", escaped):
@@ -105,7 +105,7 @@ def _text(value: object) -> str:
 
 
 def _paragraphs(value: object) -> str:
-    return "\n\n".join(filter(None, map(_text, re.split(r"\n\s*\n", str(value).replace("\r\n", "\n")))))
+    return "\n\n".join(filter(None, map(plain, re.split(r"\n\s*\n", str(value).replace("\r\n", "\n")))))
 
 
 def _section(title: str, body: str) -> str:
@@ -116,11 +116,12 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items if item)
 
 
-def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
+def table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    """A table of names and values in Markdown; "" for none."""
     if not rows:
         return ""
     lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
-    return "\n".join([*lines, *(f"| {_text(k)} | {_text(_value(v))} |" for k, v in rows.items())])
+    return "\n".join([*lines, *(f"| {plain(k)} | {plain(_value(v))} |" for k, v in rows.items())])
 
 
 def _value(value: object) -> str:
@@ -138,8 +139,8 @@ def _snippet(path: object) -> str:
 def _credit(item: str | tuple[str, str]) -> str:
     """A text, or a link where an address comes with it; only web addresses become links."""
     if isinstance(item, str):
-        return _text(item)
+        return plain(item)
     text, address = item
     if not address.startswith(_SCHEMES) or re.search(r"[\s<>\\]", address):
-        return f"{_text(text)} ({_text(address)})"
-    return f"[{_text(text)}](<{address}>)"
+        return f"{plain(text)} ({plain(address)})"
+    return f"[{plain(text)}](<{address}>)"

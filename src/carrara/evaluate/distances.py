@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from carrara.rng import keyed
 
-__all__ = ["Interval", "Statistics", "cmmd", "frechet", "kid", "kid_interval", "repeated"]
+__all__ = ["Interval", "Statistics", "cmmd", "frechet", "frechet_of", "kid", "kid_interval", "repeated"]
 
 _SUBSETS = 100
 _SUBSET = 1000  # pictures of one, at most; half of them where there are fewer than twice as many
@@ -56,11 +56,6 @@ class Statistics(NamedTuple):
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred / (len(x) - 1))
 
-    @property
-    def full(self) -> bool:
-        """Whether there are more pictures than dimensions."""
-        return self.n > len(self.mean)
-
 
 def frechet(a: Statistics, b: Statistics) -> float:
     """The squared Frechet distance, 0 or more."""
@@ -71,6 +66,21 @@ def frechet(a: Statistics, b: Statistics) -> float:
     overlap = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
     apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(float(apart), 0.0)
+
+
+def frechet_of(x: Tensor, y: Tensor) -> float:
+    """`frechet` of features (N, D) and (M, D), by the cheaper of two ways that agree.
+
+    Of few pictures the trace of the root is the nuclear norm |X' Y'^T|_* / sqrt((N - 1)(M - 1)) of the centred rows.
+    """
+    _check(x, y)
+    if 2 * min(len(x), len(y)) >= x.shape[1]:
+        return frechet(Statistics.of(x), Statistics.of(y))
+    x, y = x.double(), y.double()
+    a, b = x - x.mean(0), y - y.mean(0)
+    overlap = torch.linalg.svdvals(a @ b.T).sum() / math.sqrt((len(x) - 1) * (len(y) - 1))
+    spread = a.square().sum() / (len(x) - 1) + b.square().sum() / (len(y) - 1)
+    return max(float((x.mean(0) - y.mean(0)).square().sum() + spread - 2 * overlap), 0.0)
 
 
 def kid(x: Tensor, y: Tensor) -> float:

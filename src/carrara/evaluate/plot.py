@@ -23,7 +23,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Axis", "Bars", "Chart", "Histogram", "Lines", "Sample", "Series", "escape", "number", "ticks"]
+__all__ = ["Axis", "Bars", "Chart", "Histogram", "Lines", "Sample", "Scatter", "Series", "escape", "number", "ticks"]
 
 Numbers: TypeAlias = "Sequence[float] | np.ndarray"
 Ends: TypeAlias = tuple[float, float]
@@ -429,6 +429,64 @@ class Lines:
             return [faint, _line(frame, x, _smooth(y, s.window), f"stroke:{colour};fill:none;stroke-width:2.2{dash}")]
         drawn = [_line(frame, x, y, f"stroke:{colour};fill:none;stroke-width:2{dash}")]
         return [*drawn, _dots(frame, x, y, s.name, colour)] if len(x) <= _MARKERS else drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Named points between two numeric axes, each with its name beside it."""
+
+    title: str
+    names: Sequence[str]
+    x_values: Numbers
+    y_values: Numbers
+    x: Axis = Axis()
+    y: Axis = Axis()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        shapes = np.shape(self.x_values), np.shape(self.y_values)
+        if set(shapes) != {(len(self.names),)}:
+            raise ValueError(f"{len(self.names)} names for points of shapes {shapes}; expected one of each")
+
+    def svg(self, width: int = 720, height: int = 320) -> str:
+        """One `<svg>` element of this size in CSS pixels; a point without a place is left out and counted."""
+        xs, ys = (np.asarray(values, dtype=np.float64) for values in (self.x_values, self.y_values))
+        good = _drawable(xs, self.x) & _drawable(ys, self.y)
+        if not good.any():
+            return _nothing(width, height, self.title)
+        missing = _left_out(int((~good).sum()), self.y if self.y.log else self.x)
+        ends = _ends(xs[good], self.x, padded=True), _ends(ys[good], self.y, padded=True)
+        frame = _frame(width, height - 18 if missing else height, ends, self.x, self.y, [])
+        names = [name for name, ok in zip(self.names, good, strict=True) if ok]
+        places = list(zip(frame.x(xs[good]).tolist(), frame.y(ys[good]).tolist(), strict=True))
+        body = [*frame.furniture, *self._labels(names, places, width)]
+        about = []
+        for i, (name, (a, b), u, v) in enumerate(zip(names, places, xs[good], ys[good], strict=True)):
+            said = f"{name}: {number(float(v))} at {number(float(u))}"
+            about.append(said)
+            body.append(
+                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" style="fill:{_colour(i)}"><title>{escape(said)}</title>'
+                "</circle>"
+            )
+        if missing:
+            body.append(_write(2, height - 4, missing))
+        return _svg(width, height, self.title, [*about, missing], body)
+
+    @staticmethod
+    def _labels(names: Sequence[str], places: Sequence[tuple[float, float]], width: int) -> list[str]:
+        """Each name right of its point, or left where there is no room; one that would cover another goes below it."""
+        taken: list[tuple[float, float, float]] = []  # from, to, baseline
+        parts = []
+        for name, (a, b) in sorted(zip(names, places, strict=True), key=lambda pair: pair[1][1]):
+            text = _fit(name, width / 3)
+            right = a + 9 + _wide(text) < width
+            start = a + 9 if right else a - 9 - _wide(text)
+            line = b + 4.3
+            while any(f < start + _wide(text) and start < t and abs(line - other) < 14 for f, t, other in taken):
+                line += 4
+            taken.append((start, start + _wide(text), line))
+            parts.append(_write(a + 9 if right else a - 9, line, text, "start" if right else "end", ink="ink"))
+        return parts
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Vision transformers that are published with weights: CLIP's two towers and DINOv2 (Radford et al. 2021; Oquab 2023).
+"""Vision transformers that are published with weights: CLIP's picture tower and DINOv2 (Radford 2021; Oquab 2023).
 
     pictures -> patches -> [class token, patches] + positions -> pre-norm blocks -> norm of the class token
 
@@ -15,32 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Clip", "ClipShape", "ClipTower", "Dinov2", "Dinov2Shape"]
+__all__ = ["ClipShape", "ClipVision", "Dinov2", "Dinov2Shape"]
 
 
 @dataclass(frozen=True)
-class ClipTower:
-    """The size of one of CLIP's towers."""
+class ClipShape:
+    """The sizes of CLIP's picture tower: pictures of `size` pixels in patches of `patch`."""
 
     width: int
     hidden: int
     depth: int
     heads: int
-    quick: bool = True  # x sigmoid(1.702 x) for gelu
-    epsilon: float = 1e-5
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """The sizes of a CLIP: pictures of `size` pixels in patches of `patch`; texts of `length` tokens."""
-
-    vision: ClipTower
-    text: ClipTower
     size: int
     patch: int
-    vocabulary: int
-    length: int
     projection: int
+    quick: bool = True  # x sigmoid(1.702 x) for gelu
+    epsilon: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -60,10 +50,10 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """(B, L, D) each, split into heads and put together again."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _positions(size: int, patch: int) -> int:
@@ -81,12 +71,12 @@ class _ClipAttention(nn.Module):
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        done: Tensor = self.out_proj(_attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=causal))
+    def forward(self, x: Tensor) -> Tensor:
+        done: Tensor = self.out_proj(_attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
         return done
 
 
-class _ClipFeedForward(nn.Module):
+class _FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
@@ -98,34 +88,34 @@ class _ClipFeedForward(nn.Module):
 
 
 class _ClipLayer(nn.Module):
-    def __init__(self, tower: ClipTower) -> None:
+    def __init__(self, shape: ClipShape) -> None:
         super().__init__()
-        self.self_attn = _ClipAttention(tower.width, tower.heads)
-        self.layer_norm1 = nn.LayerNorm(tower.width, eps=tower.epsilon)
-        self.mlp = _ClipFeedForward(tower.width, tower.hidden, _quick_gelu if tower.quick else F.gelu)
-        self.layer_norm2 = nn.LayerNorm(tower.width, eps=tower.epsilon)
+        self.self_attn = _ClipAttention(shape.width, shape.heads)
+        self.layer_norm1 = nn.LayerNorm(shape.width, eps=shape.epsilon)
+        self.mlp = _FeedForward(shape.width, shape.hidden, _quick_gelu if shape.quick else F.gelu)
+        self.layer_norm2 = nn.LayerNorm(shape.width, eps=shape.epsilon)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), causal)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
         done: Tensor = x + self.mlp(self.layer_norm2(x))
         return done
 
 
 class _ClipLayers(nn.Module):
-    def __init__(self, tower: ClipTower) -> None:
+    def __init__(self, shape: ClipShape) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_ClipLayer(tower) for _ in range(tower.depth))
+        self.layers = nn.ModuleList(_ClipLayer(shape) for _ in range(shape.depth))
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x, causal)
+            x = layer(x)
         return x
 
 
 class _PictureEmbeddings(nn.Module):
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
-        width = shape.vision.width
+        width = shape.width
         self.class_embedding = nn.Parameter(torch.randn(width))
         self.patch_embedding = nn.Conv2d(3, width, shape.patch, shape.patch, bias=False)
         self.position_embedding = nn.Embedding(_positions(shape.size, shape.patch), width)
@@ -139,62 +129,30 @@ class _PictureEmbeddings(nn.Module):
 class _PictureTower(nn.Module):
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
-        width, epsilon = shape.vision.width, shape.vision.epsilon
+        width, epsilon = shape.width, shape.epsilon
         self.embeddings = _PictureEmbeddings(shape)
         self.pre_layrnorm = nn.LayerNorm(width, eps=epsilon)  # spelt so in the files
-        self.encoder = _ClipLayers(shape.vision)
+        self.encoder = _ClipLayers(shape)
         self.post_layernorm = nn.LayerNorm(width, eps=epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.encoder(self.pre_layrnorm(self.embeddings(x)), causal=False)
+        h = self.encoder(self.pre_layrnorm(self.embeddings(x)))
         done: Tensor = self.post_layernorm(h[:, 0])
         return done
 
 
-class _TextEmbeddings(nn.Module):
-    def __init__(self, shape: ClipShape) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(shape.vocabulary, shape.text.width)
-        self.position_embedding = nn.Embedding(shape.length, shape.text.width)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        done: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
-        return done
-
-
-class _TextTower(nn.Module):
-    def __init__(self, shape: ClipShape) -> None:
-        super().__init__()
-        self.embeddings = _TextEmbeddings(shape)
-        self.encoder = _ClipLayers(shape.text)
-        self.final_layer_norm = nn.LayerNorm(shape.text.width, eps=shape.text.epsilon)
-
-    def forward(self, ids: Tensor, ends: Tensor) -> Tensor:
-        h = self.final_layer_norm(self.encoder(self.embeddings(ids), causal=True))
-        done: Tensor = h[torch.arange(len(ids), device=ids.device), ends]
-        return done
-
-
-class Clip(nn.Module):
-    """Pictures and texts in one space; their cosine says how well they fit."""
+class ClipVision(nn.Module):
+    """Pictures (B, 3, size, size), normalised, to vectors (B, projection) whose cosine with a text's says how they fit."""
 
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
         self.shape = shape
         self.vision_model = _PictureTower(shape)
-        self.text_model = _TextTower(shape)
-        self.visual_projection = nn.Linear(shape.vision.width, shape.projection, bias=False)
-        self.text_projection = nn.Linear(shape.text.width, shape.projection, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.visual_projection = nn.Linear(shape.width, shape.projection, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, size, size), normalised, to vectors (B, projection) of any length."""
+        """The vectors, of any length."""
         done: Tensor = self.visual_projection(self.vision_model(x))
-        return done
-
-    def read(self, ids: Tensor, ends: Tensor) -> Tensor:
-        """Texts to vectors (B, projection): ids (B, L) int64, padded behind, and where each ends (B,)."""
-        done: Tensor = self.text_projection(self.text_model(ids, ends))
         return done
 
 
@@ -282,7 +240,7 @@ class _DinoLayer(nn.Module):
         self.attention = _DinoAttention(shape)
         self.layer_scale1 = _Scale(shape)
         self.norm2 = nn.LayerNorm(shape.width, eps=shape.epsilon)
-        self.mlp = _ClipFeedForward(shape.width, shape.hidden, F.gelu)
+        self.mlp = _FeedForward(shape.width, shape.hidden, F.gelu)
         self.layer_scale2 = _Scale(shape)
 
     def forward(self, x: Tensor) -> Tensor:
