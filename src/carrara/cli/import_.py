@@ -58,9 +58,9 @@ def import_(
     facts: dict[str, Any] = {"imported_from": source.name}
     if data is not None:
         facts |= _measured(latents, _pictures(data, size, network.channels, cache))
-    about = {"name": out.resolve().name, "what": f"A tiny autoencoder in TAESD's layout, imported from {source.name}."}
-    shown = {name: facts[name] for name in ("figures", "trained_on") if name in facts}
-    save_component(out, "decoder", latents, facts=facts, card=card({**about, **shown}))
+    about: dict[str, Any] = {name: facts[name] for name in ("figures", "trained_on") if name in facts}
+    about["what"] = f"A tiny autoencoder in TAESD's layout, imported from {source.name}."
+    save_component(out, "decoder", latents, facts=facts, card=card({"name": out.resolve().name, **about}))
     shape = " x ".join(map(str, latents.space.shape))
     voice.say(f"{out} is a decoder of latents {shape}, {sum(p.numel() for p in latents.parameters()):,} parameters.")
     for name, value in facts.get("figures", {}).items():

@@ -31,7 +31,7 @@ from carrara.nn.upsampler import bicubic
 from carrara.rng import Rng
 from carrara.types import Condition, Rounds, Space
 
-__all__ = ["LEVEL", "DiffusionUpsample", "augmented"]
+__all__ = ["DiffusionUpsample", "LEVEL", "augmented"]
 
 LEVEL = "augmentation"
 """The name of the level among a condition's numbers."""

@@ -51,7 +51,9 @@ class AutoencoderTask(PictureTask):
     def __init__(self, module: Latents, recipe: AutoencoderRecipe, pictures: Pictures, judges: Judges) -> None:
         self.latents, self.recipe, self.pictures = module, recipe, pictures
         super().__init__(module, judges)
-        self.networks = (module.autoencoder.encoder, module.autoencoder.decoder)
+        encoder, decoder = module.autoencoder.encoder, module.autoencoder.decoder
+        # torch does not compile what is differentiated twice, as the decoder is for an adaptive weight
+        self.networks = (encoder, decoder) if judges.adversarial is None else (encoder,)
 
     def _through(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The pictures, what a draw of their latents decodes to, and the latents' mean and log-variance."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carrara.data.augment import Augment
 from carrara.data.pictures import Pictures
@@ -53,7 +53,8 @@ class UpsampleTask(PictureTask):
     def __init__(self, module: Upsample, recipe: UpsampleRecipe, pictures: Pictures, judges: Judges) -> None:
         self.decoder, self.recipe, self.pictures = module, recipe, pictures
         super().__init__(module, judges)
-        self.networks = (module.network,)
+        # torch does not compile what is differentiated twice, as the network is for an adaptive weight
+        self.networks = (module.network,) if judges.adversarial is None else (nn.Identity(),)
 
     def pairs(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
         images = self.recipe.augment(batch.images, rng.fork("augment"))
