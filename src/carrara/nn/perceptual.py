@@ -126,5 +126,7 @@ def _learnt(tensors: Mapping[str, Tensor], layers: int) -> tuple[Tensor, ...] | 
     found = [tensors.get(f"lin{i}.model.1.weight") for i in range(layers)]
     given = [weight.flatten() for weight in found if weight is not None]
     if given and len(given) < layers:
-        raise ValueError(f"the weights of {len(given)} layers are learnt and {layers} are needed: lin0 to lin{layers - 1}")
+        raise ValueError(
+            f"the weights of {len(given)} layers are learnt and {layers} are needed: lin0 to lin{layers - 1}"
+        )
     return tuple(given) or None
