@@ -19,7 +19,7 @@ from carrara.decoder import Decoder, Decoding
 from carrara.errors import RecipeError
 from carrara.image import to_pixels
 from carrara.rng import Rng
-from carrara.run import run
+from carrara.run import finish, run
 from carrara.text import TextEncoder
 from carrara.types import Ask, Condition, Estimate, Request, Round, Rounds, Space, Step
 
