@@ -30,7 +30,7 @@ class TokensRecipe(TaskRecipe):
 
     autoencoder: Table = field(default_factory=lambda: {"kind": "kl"})
     quantizer: Table = field(default_factory=lambda: {"kind": "vq"})
-    loss: PictureLoss = field(default_factory=PictureLoss)
+    loss: PictureLoss = field(default_factory=lambda: PictureLoss(l1=1.0, l2=1.0, edges=1.0))
     perceptual: Perceptual | None = None  # a distance as a trained network sees it
     adversarial: Adversarial | None = None  # a discriminator, from a step on
     augment: Augment = field(default_factory=Augment)
