@@ -88,6 +88,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_several_decoders_are_a_cascade(cascade: Path) -> None:
     said = done("show", "model", cwd=cascade).out
     assert "decoder: chain" in said and "pixels 3 x 8 x 8" in said and "pixels 3 x 32 x 32" in said
+    assert "decoder 1: network" in said and "decoder 2: network" in said
     card = (cascade / "model" / "decoder" / "README.md").read_text()
     assert "# first" in card and "# second" in card
     facts = json.loads(done("show", "model/decoder", "--json", cwd=cascade).out)["parts"][0]["facts"]

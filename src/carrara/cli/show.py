@@ -104,6 +104,9 @@ def _networks(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name in ("network", "picture", "autoencoder", "quantizer") and isinstance(value, Mapping):
             found[name] = value
+        elif isinstance(value, list) and name == "decoders":  # of a chain
+            for number, part in enumerate(value, start=1):
+                found |= {f"decoder {number}: {inner}": shown for inner, shown in _networks(part).items()}
         elif isinstance(value, Mapping) and name == "denoiser":
             found |= _networks(value)
             found |= {
