@@ -72,8 +72,8 @@ class Gamma:
     the number of dimensions that matter and falls with their scale.
     """
 
-    first: float = 1.0
-    last: float = 0.1
+    first: float = 10.0
+    last: float = 1.0
     pictures: int = 100_000
 
     def __post_init__(self) -> None:

@@ -150,7 +150,7 @@ def test_modes_are_covered_told_apart_and_kept(pictures: Path, tmp_path: Path) -
     it = run(
         pictures,
         tmp_path / "run",
-        {"drop": 0.2, "loss": {"gamma": {"first": 2.0, "last": 0.5, "pictures": 6000}}},
+        {"drop": 0.2, "loss": {"mismatch": 0.1, "gamma": {"first": 10.0, "last": 1.0, "pictures": 6000}}},
         steps=300,
         batch=32,
         learning_rate=4e-3,

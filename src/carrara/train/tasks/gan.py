@@ -175,16 +175,20 @@ class GanTask(GeneratorTask):
             if name in self._watched and figures.get(name, 1.0) < least
         ]
 
+    def _drawn(self) -> list[int]:
+        """The training pictures in an order that means nothing."""
+        train = self.pictures.train
+        return [int(train[i]) for i in permutation(len(train), 0, "apart")]
+
     def _any_pairs(self) -> list[tuple[int, int]]:
         """Pairs of training pictures, no picture twice."""
-        order = permutation(len(self.pictures.train), 0, "apart")[: 2 * _COMPARED]
-        drawn = [int(self.pictures.train[i]) for i in order]
+        drawn = self._drawn()[: 2 * _COMPARED]
         return list(zip(drawn[::2], drawn[1::2], strict=False))
 
     def _alike_pairs(self) -> list[tuple[int, int]]:
         """Pairs of training pictures that one thing is said of."""
         called: dict[str, list[int]] = defaultdict(list)
-        for number in map(int, self.pictures.train):
+        for number in self._drawn():
             called[self._called(number)].append(number)
         alike = [pair for numbers in called.values() for pair in list(itertools.pairwise(numbers))[:_ALIKE]]
         return [alike[i] for i in permutation(len(alike), 0, "alike")[:_COMPARED]]
