@@ -63,7 +63,7 @@ def inputs(down: int = 1) -> list[Input]:
         Embedding(tower, channels=3, size=(16, 16)),
     ]
     for one in made:
-        one.measure([smooth()])
+        one.measure([smooth(64)])
     return made
 
 
@@ -163,7 +163,7 @@ def test_a_small_image_is_the_means_of_cells() -> None:
     one = SmallImage(channels=3, size=(16, 16), side=4)
     small = one.computed(noise(), RNG)
     torch.testing.assert_close(small[1, 2, 3, 0], noise()[1, 2, 12:, :4].mean())
-    assert torch.equal(F.avg_pool2d(one.encode(small)[:, :3], 4), small)
+    assert torch.equal(one.encode(small)[:, :3, ::4, ::4], small)
     with pytest.raises(ValueError, match="side = 32"):
         SmallImage(channels=3, size=(16, 16), side=32)
 

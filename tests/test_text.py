@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from torch.nn import functional as F
 
 from carrara.nn import ImageEncoder, TextTransformer
 from carrara.run import finish
-from carrara.text import ContrastiveText, Labels, Unconditional, Whitening, contrastive_loss, train_tokenizer
+from carrara.text import (
+    ContrastiveText,
+    Labels,
+    Unconditional,
+    Unknown,
+    Whitening,
+    contrastive_loss,
+    known_words,
+    train_tokenizer,
+    words,
+)
 from carrara.types import Condition
 
 CAPTIONS = ["red apple", "green apple", "grinning face", "cat face", "face with tears of joy", "lady beetle"]
@@ -154,3 +165,22 @@ def test_measuring_changes_what_a_generator_reads_and_its_fingerprint_but_not_th
     assert condition.tokens is not None and condition.mask is not None
     assert bool((condition.tokens[~condition.mask] == 0).all())
     torch.testing.assert_close(condition.tokens[condition.mask].mean(0), torch.zeros(32), atol=1e-4, rtol=0)
+
+
+def test_words_are_compared_without_case_and_punctuation() -> None:
+    assert words("A Red-apple, isn't IT? ２") == ["a", "red", "apple", "isn", "t", "it", "2"]
+    assert words("漢字 cats 🍎!") == ["漢", "字", "cats", "🍎"]
+    assert words("?! ...") == []
+    asset = known_words(["A red apple", "red cat", "apple"])
+    assert asset.data == b"a\napple\ncat\nred\n"
+    assert known_words(["cat red", "apple a red", "apple"]).data == asset.data
+
+
+def test_only_a_prompt_without_any_known_word_is_unknown(encoder: ContrastiveText) -> None:
+    prompts = ["red zebra", "zebra", "", "?!", "appel faces", "APPLE"]
+    assert encoder.unknown(prompts) == []  # its words were not kept
+    config: Any = encoder.config
+    knowing = ContrastiveText(**{**config, "words": known_words(CAPTIONS)})
+    assert knowing.unknown(prompts) == [Unknown(1, ()), Unknown(4, ("apple", "face"))]
+    knowing.load_state_dict(encoder.state_dict())
+    assert knowing.space == encoder.space  # what it makes of a prompt is the same

@@ -4,87 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from carrara.data import DataSettings, Loader, open_pictures, write_picture
 from carrara.errors import RecipeError, StorageError
+from carrara.rng import Rng
 from carrara.run import finish, run
 from carrara.store import load_component, save_component
 from carrara.store.transformers import PretrainedSource, find_folder, pretrained_source, read_text
+from carrara.system import System
 from carrara.text import PretrainedText
-from carrara.types import Condition
+from carrara.train.tasks import DiffusionRecipe, DiffusionTask
+from carrara.types import Condition, Rounds, Space
+from tiny_text import BERT, CLIP, MARKS, MODELS, WORDS, make, randomise, write_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install transformers")
 
-WORDS = ["red", "green", "apple", "face", "cat", "with", "tears", "of", "joy", "a", "lady", "beetle", "grinning"]
 PROMPTS = ["red apple", "", "face with tears of joy", "a cat", "grinning cat face with a red lady beetle of joy"]
-MARKS = {"bert": ("[CLS]", "[SEP]"), "clip": ("<|startoftext|>", "<|endoftext|>"), "t5": ("", "</s>")}
-
-
-def write_tokenizer(folder: Path, before: str, after: str) -> None:
-    """Words to numbers, with marks around them; 0 and 1 are for padding, the last number is the end mark's."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    names = ["[PAD]", "<pad>", "[UNK]", *WORDS, *([before] if before else []), after]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{before} $A {after}".strip(), special_tokens=[(m, vocabulary[m]) for m in (before, after) if m]
-    )
-    tokenizer.enable_padding(length=20)  # as some files say, which is not ours to follow
-    tokenizer.enable_truncation(4)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Weights with which nothing is nearly zero or nearly the same."""
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draws) * (0.5 if parameter.ndim > 1 else 0.3))
-            if parameter.ndim == 1:
-                parameter.add_(0.7)
-
-
-BERT = {"vocab_size": 20, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
-        "max_position_embeddings": 18}  # fmt: skip
-T5 = {"vocab_size": 20, "d_model": 24, "d_kv": 5, "d_ff": 40, "num_layers": 3, "num_heads": 4,
-      "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9}  # fmt: skip
-CLIP = {"vocab_size": 20, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
-        "max_position_embeddings": 16, "projection_dim": 12, "bos_token_id": 16, "eos_token_id": 17}  # fmt: skip
-DISTIL = {"vocab_size": 20, "dim": 24, "n_layers": 3, "n_heads": 4, "hidden_dim": 40, "max_position_embeddings": 18}
-
-MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "bert": ("BertModel", "BertConfig", BERT, "bert"),
-    "bert-gelu-new": ("BertModel", "BertConfig", {**BERT, "hidden_act": "gelu_new"}, "bert"),
-    "camembert": ("CamembertModel", "CamembertConfig", {**BERT, "pad_token_id": 1}, "bert"),
-    "clip": ("CLIPTextModel", "CLIPTextConfig", CLIP, "clip"),
-    "clip-gelu": ("CLIPTextModel", "CLIPTextConfig", {**CLIP, "hidden_act": "gelu"}, "clip"),
-    "distilbert": ("DistilBertModel", "DistilBertConfig", DISTIL, "bert"),
-    "mpnet": ("MPNetModel", "MPNetConfig", {**BERT, "relative_attention_num_buckets": 32}, "bert"),
-    "mt5": ("MT5EncoderModel", "MT5Config", {**T5, "feed_forward_proj": "gated-gelu"}, "t5"),
-    "roberta": ("RobertaModel", "RobertaConfig", {**BERT, "pad_token_id": 1, "type_vocab_size": 1}, "bert"),
-    "t5": ("T5EncoderModel", "T5Config", T5, "t5"),
-    "t5-1.1": ("T5EncoderModel", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}, "t5"),
-    "umt5": ("UMT5EncoderModel", "UMT5Config", {**T5, "feed_forward_proj": "gated-gelu"}, "t5"),
-    "xlm-roberta": ("XLMRobertaModel", "XLMRobertaConfig", {**BERT, "pad_token_id": 1}, "bert"),
-}
-
-
-def make(folder: Path, name: str, seed: int = 0) -> Any:
-    """A tiny model of a family, saved with a tokenizer."""
-    model, config, sizes, marks = MODELS[name]
-    theirs = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval()
-    randomise(theirs, seed)
-    theirs.save_pretrained(folder)
-    write_tokenizer(folder, *MARKS[marks])
-    return theirs
 
 
 def alone(theirs: Any, ids: Tensor, mask: Tensor) -> list[Any]:
@@ -574,3 +517,54 @@ def test_nothing_of_the_encoder_is_trained_or_asked_twice_in_a_run(folder: Path)
     with pytest.raises(StopIteration) as finished:
         next(steps)
     assert finished.value.value.tokens.shape[0] == 2
+
+
+# --- in a system ------------------------------------------------------------------------------------------------------
+
+
+class Told(nn.Module):
+    """A generator that remembers what it was told."""
+
+    def __init__(self, space: Space, reads: Space) -> None:
+        super().__init__()
+        self.space, self.reads = space, reads
+
+    def start(
+        self, shape: Sequence[int], condition: Condition, null: Condition, rng: Rng, settings: object = None
+    ) -> Rounds:
+        self.condition, self.null = condition, null
+        yield from ()
+        return torch.zeros(len(condition.vector), *shape)  # type: ignore[arg-type]
+
+
+def test_the_null_condition_is_one_in_training_and_in_sampling(folder: Path, tmp_path: Path) -> None:
+    """What a dropped row was trained on, bit by bit, is what a prompt's absence is in sampling."""
+    for number in range(12):
+        write_picture(tmp_path / "pictures" / f"{number}.png", np.full((16, 16, 3), 20 * number, np.uint8))
+        (tmp_path / "pictures" / f"{number}.txt").write_text(" ".join(WORDS[number % 9 : number % 9 + 3]))
+    settings = DataSettings(folder=str(tmp_path / "pictures"), size=16, heldout=0.0)
+    pictures = open_pictures(settings, tmp_path / "cache")
+    recipe = DiffusionRecipe(
+        text={"kind": "pretrained", "path": str(folder)}, drop=0.5,
+        network={"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
+    )  # fmt: skip
+    task: DiffusionTask = recipe.create(pictures, 0, torch.device("cpu"))
+    batch = Loader(pictures, 12, seed=0).batch(0)
+    taught = task.taught(batch, Rng.samples(0, batch.sample))
+    generator = Told(task.decoder.space, task.text.space)
+    system = System(task.text, generator, task.decoder)
+    told = [""] * 4 + list(batch.captions)
+    *_, last = system.generate(told, seeds=list(range(len(told))))
+    assert last.final
+    kinds = set()
+    for name in ("tokens", "mask", "vector"):
+        null, own, shown = (getattr(c, name) for c in (generator.null, generator.condition, taught))
+        assert all(torch.equal(row, getattr(task.null, name)[0]) for row in (*null, *own[:4]))
+        for row, (found, mine) in enumerate(zip(shown, own[4:], strict=True)):
+            kinds.add("null" if torch.equal(found, null[0]) else "own")
+            assert torch.equal(found, null[0]) or torch.allclose(found.float(), mine.float(), atol=1e-4), row
+    assert kinds == {"null", "own"}
+    task.save(tmp_path / "made")
+    kept: PretrainedText = load_component(tmp_path / "made" / "text", "text", verify=True)
+    assert kept.space == task.text.space
+    assert kept.facts == {}  # a generator that reads it from here need not keep it again

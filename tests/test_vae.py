@@ -99,19 +99,19 @@ def test_at_the_true_posterior_the_bound_is_the_evidence() -> None:
 
 def test_another_posterior_costs_its_divergence_and_more_draws_win_it_back() -> None:
     model, true = Linear(off=0.7, wide=1.4), Linear()
-    x = pictures_of(model, 3000)
+    x = pictures_of(model, 800)
     exact = -model.evidence().log_prob(x.flatten(1))
-    _, ((mean, logstd, _),) = model(x, (torch.zeros(3000, 3, 1, 1),), Condition())
-    _, ((true_mean, true_logstd, _),) = true(x, (torch.zeros(3000, 3, 1, 1),), Condition())
+    _, ((mean, logstd, _),) = model(x, (torch.zeros(800, 3, 1, 1),), Condition())
+    _, ((true_mean, true_logstd, _),) = true(x, (torch.zeros(800, 3, 1, 1),), Condition())
     q, p = (Independent(TorchNormal(m, s.exp()), 3) for m, s in ((mean, logstd), (true_mean, true_logstd)))
-    rng = Rng.seeds(range(3000))
-    bounds = {k: vae_bound(model.generator(), x, Condition(), rng, terms=k) for k in (1, 2, 8, 32, 128)}
+    rng = Rng.seeds(range(800))
+    bounds = {k: vae_bound(model.generator(), x, Condition(), rng, terms=k) for k in (1, 4, 16, 64)}
     gap = bounds[1].elbo - exact
-    assert gap.mean().item() == pytest.approx(kl_divergence(q, p).mean().item(), abs=4 * gap.std().item() / 54)
+    assert gap.mean().item() == pytest.approx(kl_divergence(q, p).mean().item(), abs=4 * gap.std().item() / 28)
     means = [(bound.importance - exact).mean().item() for bound in bounds.values()]
-    assert means[0] == pytest.approx(gap.mean().item(), abs=0.1)
+    assert means[0] == pytest.approx(gap.mean().item(), abs=0.2)
     assert means == sorted(means, reverse=True)
-    assert 0 < means[-1] < 0.02 < means[-2] < 0.1 < means[0]
+    assert -0.01 < means[-1] < 0.04 < means[0] / 10
 
 
 def test_no_draw_is_no_bound() -> None:
@@ -192,7 +192,7 @@ def test_the_kl_of_u_is_that_of_z() -> None:
 def test_weights_average_to_the_closed_kl() -> None:
     """Over draws, log w of a hierarchy is minus the reconstruction and each level's conditional KL."""
     made, x = generator(), picture(1, 1, 8, 8).expand(4000, -1, -1, -1)
-    told = Condition(*(part[:1].expand(4000, *part.shape[1:]) for part in (TOLD.tokens, TOLD.mask, TOLD.vector)))  # type: ignore[union-attr]
+    told = TOLD.rows([0] * 4000)
     found = made.posterior(x, told, Rng.seeds(range(4000)))
     difference = found.log_weight + found.reconstruction + found.kl.sum(1)
     assert found.kl.sum(1).mean() > 5

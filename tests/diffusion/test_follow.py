@@ -27,7 +27,7 @@ def condition(text: float, **inputs: float) -> Condition:
 def denoiser(x_t: Tensor, t: Tensor, told: Condition) -> Estimate:
     """Not additive: what one condition does depends on the others."""
     assert told.vector is not None
-    total = told.vector.view(2, 1, 1, 1) + 0.3
+    total = told.vector.view(-1, 1, 1, 1) + 0.3
     for value in told.controls.values():
         total = total * (1.5 + value) + value
     return Estimate(x_t * total, x_t + total)

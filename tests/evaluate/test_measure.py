@@ -91,9 +91,7 @@ def test_the_data_themselves(pictures: Pictures, tmp_path: Path) -> None:
     found = measured(pictures, tmp_path, Known(pictures, same), count=len(pictures.train))
     f = found.facts["figures"]
     assert f["fd_pixels"] == pytest.approx(0, abs=1e-6)
-    assert abs(f["kid_pixels"]) < abs(
-        measured(pictures, tmp_path / "b", Known(pictures, noisy)).facts["figures"]["kid_pixels"]
-    )
+    assert -0.2 < f["kid_pixels"] < 0  # without bias for sets drawn apart, which these are not
     assert f["prompt_fidelity_top1"] == 1
     assert (f["precision_pixels"], f["recall_pixels"], f["coverage_pixels"]) == (1, 1, 1)
     assert f["memorised_share"] == 1
@@ -169,7 +167,7 @@ def test_the_reference_is_seen_once(pictures: Pictures, tmp_path: Path) -> None:
         before = Seeing.seen
         measure(model(Known(pictures, noisy)), yard, tmp_path / name, making=Making(), say=lambda *_: lambda _: None)
         counts.append(Seeing.seen - before)
-    assert counts[0] == len(pictures) + 40 + 64
+    assert counts[0] == len(pictures) + 40 + 64  # training pictures once, though they are the reference, too
     assert counts[1] == 40 + 64
 
 
@@ -187,7 +185,7 @@ def test_nothing_held_out(pictures: Pictures, tmp_path: Path) -> None:
     settings = DataSettings(pictures.settings.folder, size=SIZE, heldout=0.0)
     whole = open_pictures(settings, tmp_path / "cache")
     found = measured(whole, tmp_path, Known(whole, same)).facts
-    assert "0 pictures are held out" in found["missing"]["memorised_share"]
+    assert "no picture of the folder is held out" in found["missing"]["memorised_share"]
 
 
 def test_pixels_are_those_that_would_be_stored(pictures: Pictures, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from carrara.nn import DiT, Fourier, ImageEncoder, KLAutoencoder, TextTransformer, UNet
+from carrara.nn import DiT, Fourier, ImageEncoder, KLAutoencoder, MMDiT, TextTransformer, UNet
 from carrara.types import Condition
 
 CONDITIONS: dict[str, Any] = {
@@ -124,6 +124,13 @@ CASES = {
             activation="silu",
             dropout=0.1,
             **CONDITIONS,
+        ),
+        _told,
+        _single,
+    ),
+    "mmdit told": Case(
+        lambda: MMDiT(
+            in_channels=3, out_channels=6, size=(8, 12), patch=4, width=24, depth=2, heads=2, ratio=2.5, **CONDITIONS
         ),
         _told,
         _single,

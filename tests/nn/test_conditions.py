@@ -16,7 +16,7 @@ from carrara.nn.embed import position_grid
 from carrara.types import Condition
 from nn.networks import CASES, CONDITIONS, condition, perturb, pictures
 
-TOLD = pytest.mark.parametrize("name", ["dit told", "unet told"])
+TOLD = pytest.mark.parametrize("name", ["dit told", "mmdit told", "unet told"])
 LEVEL = torch.tensor([1.0, 500.0])
 
 

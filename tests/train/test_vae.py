@@ -33,9 +33,8 @@ NAMES = ("apples", "boats", "cats", "drums")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes, each of one pattern of blocks that is darker or lighter from picture to picture."""
     folder = tmp_path_factory.mktemp("vae")
-    for number, name in enumerate(NAMES):
-        pattern = np.random.default_rng(number).integers(0, 2, (2, 2)).repeat(4, 0).repeat(4, 1)
-        pattern[number // 2 * 4 : number // 2 * 4 + 4, number % 2 * 4 : number % 2 * 4 + 4] ^= 1
+    y, x = np.mgrid[:8, :8] // 4
+    for name, pattern in zip(NAMES, (x, y, x ^ y, x & y), strict=True):
         for i in range(6):
             pixels = (40 + 20 * i + 60 * pattern).astype(np.uint8)
             write_picture(folder / "pictures" / name / f"{i}.png", pixels[:, :, None])
@@ -76,7 +75,7 @@ def test_it_learns_pictures_and_what_they_are_called(pictures: Path, tmp_path: P
     output, _ = generator.network(batch, noise, told)
     assert psnr(batch, generator.likelihood.mean(output)).min() > 22
     draw = generator.posterior(batch, told, Rng.seeds(range(len(shown))))
-    assert (draw.reconstruction + draw.kl.sum(1)).mean() / (64 * np.log(2)) < 5.5  # noise has 8
+    assert (draw.reconstruction + draw.kl.sum(1)).mean() / (64 * np.log(2)) < 6  # noise has 8
     # a draw from the prior, told a class, has that class's pattern, whatever its brightness
     system = load_system(tmp_path)
     *_, last = system.generate(list(NAMES) * 4, seeds=range(16))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from carrara.cli.folders import default_folder, require_writable
+from carrara.cli.text import told_source
 from carrara.cli.voice import Counter, Voice
 from carrara.errors import DataError, RecipeError
 
@@ -32,7 +33,8 @@ def check(
         int | None, typer.Option(metavar="N", help="Give them 8 or 16 bits a channel.  [default: as init]")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A trained text encoder, whose tokens captions are counted in.")
+        str | None,
+        typer.Option(metavar="DIR", help="A text encoder, or pretrained:PATH, whose tokens captions are counted in."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the report.  [default: carrara-<name of FOLDER>]")
@@ -107,13 +109,15 @@ def _presets(parts: Sequence[PartRecipe]) -> _Reading:
     )
 
 
-def _reader(folder: Path) -> _Reading:
+def _reader(folder: str) -> _Reading:
     """In the tokens of a trained text encoder, marks included."""
     from carrara.store import load_component
-    from carrara.text import ContrastiveText
+    from carrara.store.transformers import read_text
+    from carrara.text import ContrastiveText, PretrainedText
 
-    encoder = load_component(folder, "text")
-    if not isinstance(encoder, ContrastiveText):
+    source = told_source(folder)
+    encoder = read_text(source) if source else load_component(folder, "text")
+    if not isinstance(encoder, ContrastiveText | PretrainedText):
         raise RecipeError(f"--text: {folder} reads no captions; name the folder of a trained text encoder that does")
     return _Reading(
         lambda caption: encoder.lengths([caption])[0],

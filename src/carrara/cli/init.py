@@ -12,6 +12,7 @@ import typer
 
 from carrara.cli.folders import default_folder, require_writable
 from carrara.cli.look import Look, look
+from carrara.cli.text import is_folder, told_source, told_text
 from carrara.cli.voice import Voice, command, duration, mebibytes
 from carrara.errors import RecipeError, StorageError
 
@@ -36,6 +37,10 @@ def init(
         int | None,
         typer.Option(metavar="N", min=8, max=4096, help="Side of the pictures in pixels.  [default: what suits them]"),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="A text encoder that is trained already, or pretrained:PATH."),
+    ] = None,
     minutes: Annotated[float, typer.Option(metavar="M", help="Time for training, all parts together.")] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite recipes that are there.")] = False,
 ) -> None:
@@ -53,7 +58,9 @@ def init(
     found = look(folder, size=size)
     _say(found, size, voice)
     shape = found.shape
-    parts = recipes(shape, target, minutes=minutes)
+    if text and not shape.captions:
+        raise RecipeError(f"--text is {text}, and the pictures of {folder} have no captions for it to read")
+    parts = recipes(shape, target, minutes=minutes, text=_named(text) if text else None)
     if not force and (there := [str(part.path) for part in parts if part.path.exists()]):
         raise StorageError(f"{', '.join(there)} {'exist' if len(there) > 1 else 'exists'}; add --force to overwrite")
     parts = _measured(parts, shape, found.listing)
@@ -71,11 +78,23 @@ def init(
         voice.say(f"  {line}")
 
 
+def _named(text: str) -> str | dict[str, Any]:
+    """What the recipe says; refused now rather than by the training."""
+    from carrara.store import read_component
+    from carrara.store.transformers import find_folder
+
+    source = told_source(text)
+    if source:
+        find_folder(source.path)
+    else:
+        read_component(Path(text), "text")
+    return told_text(text)
+
+
 def _commands(parts: list[PartRecipe], shape: Shape, target: Path) -> list[str]:
-    named: list[object] = []
-    for part in parts:
-        if part.role != "generator":
-            named += [f"--{part.role}", part.table["out"]]
+    task = parts[-1].table["task"]
+    folders = {role: task[role] for role in ("text", "decoder") if is_folder(task[role])}
+    named = [word for role, name in folders.items() for word in (f"--{role}", name)]
     return [
         command("data", "check", shape.folder, "--size", shape.size, "--out", target),
         *(command("train", part.path) for part in parts),
@@ -174,10 +193,10 @@ def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tupl
     from carrara.data.findings import count
     from carrara.decoder import Pixels
     from carrara.store import kinds
-    from carrara.text import Labels, Unconditional
     from carrara.train.log import reset_peak_memory
     from carrara.train.preflight import measure_step_seconds
     from carrara.train.recipe import Recipe, choose_device
+    from carrara.train.tasks.generator import text_encoder
 
     plain = {key: value for key, value in part.table.items() if key != "data"}
     recipe: Recipe = build(Recipe, {**plain, "data": {"folder": pictures.settings.folder}}, kinds())
@@ -185,7 +204,7 @@ def _cost(part: PartRecipe, pictures: Pictures, text: Any, decoder: Any) -> tupl
     here, before = reset_peak_memory(device), _memory()
     if part.role == "generator":
         if text is None:
-            text = Labels(pictures.classes) if part.table["task"]["text"] == "labels" else Unconditional()
+            text = text_encoder(part.table["task"]["text"], pictures, device)
         depth: Any = pictures.depth
         decoder = decoder or Pixels(channels=pictures.channels, size=pictures.size, depth=depth)
         task: Any = recipe.task.create_with(text, decoder, pictures, 0, device)  # type: ignore[attr-defined]

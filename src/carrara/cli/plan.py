@@ -115,21 +115,26 @@ _WHAT = {
 }
 
 
-def recipes(shape: Shape, folder: Path, *, minutes: float) -> list[PartRecipe]:
-    """The recipes of the parts that this data needs, in the order of their training; they take `minutes` together."""
+def recipes(
+    shape: Shape, folder: Path, *, minutes: float, text: str | dict[str, Any] | None = None
+) -> list[PartRecipe]:
+    """The recipes of the parts that this data needs, in the order of their training; they take `minutes` together.
+
+    `text` names an encoder that is trained already, as a recipe does.
+    """
     from carrara.train import presets
 
     check_size(shape.size)
     sides = {"size": shape.size, "channels": shape.channels, "pictures": shape.pictures}
     pixels = shape.size <= presets.PIXELS
     tables: dict[str, dict[str, Any]] = {}
-    if shape.captions:
+    if shape.captions and not text:
         tables["text"] = presets.text_table(**sides, captions=shape.captions, words=shape.words)
     if not pixels:
         tables["decoder"] = presets.decoder_table(**sides)
     tables["generator"] = presets.generator_table(
         **sides,
-        text=str(folder / "text") if shape.captions else shape.text,
+        text=text or (str(folder / "text") if shape.captions else shape.text),
         decoder="pixels" if pixels else str(folder / "decoder"),
     )
     share = presets.shares(*tables)
@@ -194,6 +199,8 @@ _COMMENTS = {
     "task.loss.edges": "keeps outlines crisp",
     "task.loss.kl": "pulls latents towards a normal distribution",
     "task.text": 'the trained text encoder; or "labels" (class folders), or "unconditional"',
+    "task.text.path": "of a pretrained encoder, which stays as it is; see docs/text-encoders.md",
+    "task.text.length": "tokens that are read of a prompt, marks included; the rest is cut off",
     "task.decoder": 'the trained decoder; or "pixels" for pictures that are generated as they are',
     "task.drop": "share of the pictures that is shown without its prompt, which guidance needs",
     "task.schedule.kind": "how data turns into noise: a straight path",
@@ -221,6 +228,8 @@ def _comments(table: Mapping[str, Any]) -> dict[str, str]:
     comments = dict(_COMMENTS)
     if table["task"].get("text") == "labels":
         comments["task.text"] = "the names of the class folders are the prompts"
+    elif str(table["task"].get("text")).startswith("pretrained:"):
+        comments["task.text"] = "a pretrained encoder, which stays as it is"
     elif table["task"].get("text") == "unconditional":
         comments["task.text"] = "no captions and no class folders were found"
         comments["task.drop"] = "nothing to leave out"

@@ -157,7 +157,7 @@ def sample(
         raise RecipeError("--strength has no effect: this model was trained to make what a mask covers; leave it out")
     settings = editing_settings(settings, strength, begun.inputs, voice)
     settings = follow_settings(settings, follow or (), begun, system)
-    _tell_cuts(system, [picture.prompt for picture in wanted], negative, voice)
+    _tell_what_is_not_read(system, [picture.prompt for picture in wanted], negative, voice)
 
     _check_candidates(system, candidates, wanted)
     if trace and not isinstance(system.generator, DiffusionGenerator):
@@ -258,13 +258,18 @@ def _check_candidates(system: System, candidates: int, wanted: Sequence[_Wanted]
         )
 
 
-def _tell_cuts(system: System, prompts: Sequence[str], negative: str | None, voice: Voice) -> None:
-    if not hasattr(system.text, "cuts"):
-        return
+def _tell_what_is_not_read(system: System, prompts: Sequence[str], negative: str | None, voice: Voice) -> None:
+    """Prompts that are cut, and those of which the text encoder has never read a word."""
     every = list(dict.fromkeys([*prompts, *([negative] if negative else [])]))
-    for cut in system.text.cuts(every):
-        shown = every[cut.row] if len(every[cut.row]) < 60 else every[cut.row][:57] + "..."
-        voice.warn(f'"{shown}" is longer than this model reads; not read: "{cut.lost}"')
+    shown = [prompt if len(prompt) < 60 else prompt[:57] + "..." for prompt in every]
+    for cut in system.text.cuts(every) if hasattr(system.text, "cuts") else ():
+        voice.warn(f'"{shown[cut.row]}" is longer than this model reads; not read: "{cut.lost}"')
+    for strange in system.text.unknown(every) if hasattr(system.text, "unknown") else ():
+        near = f"; words that it knows: {', '.join(strange.near)}" if strange.near else ""
+        voice.warn(
+            f'no word of "{shown[strange.row]}" was in the captions that this model learnt from, so that the picture '
+            f"will have little to do with it{near}"
+        )
 
 
 # --- making them ------------------------------------------------------------------------------------------------------

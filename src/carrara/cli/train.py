@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
+from carrara.cli.text import is_folder
 from carrara.cli.voice import Counter, Voice, command, duration, mebibytes
 from carrara.errors import RecipeError
 
@@ -143,7 +144,7 @@ def _next(run: Run, recipe: Path) -> list[str]:
         parts: list[object] = []
         for name in ("text", "decoder"):
             value = getattr(run.recipe.task, name, "")
-            if value not in ("", "labels", "unconditional", "pixels"):
+            if is_folder(value):
                 parts += [f"--{name}", value]
         return ["Next:  " + command("assemble", "--generator", run.folder, *parts, run.folder.parent / "system")]
     if run.task.role == "control":

@@ -6,6 +6,7 @@ reason; what stands on few pictures is marked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from carrara.evaluate.extractor import Extractor, pixel_extractor
 from carrara.evaluate.features import features_of
 from carrara.evaluate.fidelity import fidelity, nearest, retrieval
 from carrara.evaluate.figures import Figures
-from carrara.evaluate.memorisation import memorisation
+from carrara.evaluate.memorisation import Memorisation, memorisation
 from carrara.evaluate.model import Model
 from carrara.evaluate.neighbours import neighbourhood
 from carrara.evaluate.resize import levels, resize
@@ -78,7 +79,7 @@ class _Work:
         self.sets = every[: yard.repeats]
         self.varied = every[yard.repeats] if len(every) > yard.repeats else None
         self.slug = yard.extractor.slug
-        self.found = Figures()
+        self.found, self.plain = Figures(), pixel_extractor()
         self.real = self._real(yard.extractor)
         self.made = [self._features(yard.extractor, series) for series in self.sets]
 
@@ -158,12 +159,12 @@ class _Work:
             for name in ("prompt_fidelity_top1", "prompt_fidelity_top1_contrastive", "retrieval_top1", "clip_score"):
                 self.found.missing[name] = "the model is told nothing"
             return None
-        known, told, plain = self._captions(), _told(self.sets[0]), pixel_extractor()
-        real = self._real(plain)
-        made = [self._features(plain, series) for series in self.sets]
+        known, told = self._captions(), _told(self.sets[0])
+        real = self._real(self.plain)
+        made = [self._features(self.plain, series) for series in self.sets]
         found = [_fidelity(one, real, known, series) for one, series in self._sets(made)]
         self.found.share("prompt_fidelity_top1", [share for share, _ in found], told)
-        if self.yard.extractor.name != plain.name:
+        if self.yard.extractor.name != self.plain.name:
             directions = F.normalize(self.real)
             shares = [_fidelity(F.normalize(m), directions, known, series)[0] for m, series in self._sets(self.made)]
             self.found.share(f"prompt_fidelity_top1_{self.slug}", shares, told)
@@ -227,36 +228,42 @@ class _Work:
             self.found.attempt(name, lambda: diversity(self.made[0], self.sets[0].prompts, self.real))
 
     def _copies(self) -> tuple[list[Pair], tuple[list[float], list[float]]]:
-        pictures, extractor = self.yard.pictures, self.yard.extractor
-        rows = {"train": [int(i) for i in pictures.train], "heldout": [int(i) for i in pictures.heldout]}
-        tick = self.say("pictures seen", len(pictures))
-        training, heldout = (self._known(extractor, split, some, tick) for split, some in rows.items())
-        try:
-            found = [memorisation(made, training, heldout) for made in self.made]
-        except ValueError as error:
-            self.found.missing["memorised_share"] = str(error)
+        """By the pictures themselves, since a network may see little in common where an eye sees a copy; then by it."""
+        found = self._memorised("memorised_share", self.plain)
+        if self.yard.extractor.name != self.plain.name:
+            self._memorised(f"memorised_share_{self.slug}", self.yard.extractor)
+        if not found:
             return [], ([], [])
-        self.found.share("memorised_share", [one.share for one in found], self.yard.count)
-        first = found[0]
-        self.found.add("nearest_training_distance", [one.distance.mean().item() for one in found])
-        self.found.add("nearest_training_distance_heldout", [first.heldout.mean().item()])
+        first, each = found[0], math.sqrt(math.prod(self.plain.size or (1, 1)) * 3)  # root mean square of a pixel
+        self.found.add("nearest_training_distance", [one.distance.mean().item() / each for one in found])
+        self.found.add("nearest_training_distance_heldout", [first.heldout.mean().item() / each])
         if first.duplicates:
             self.found.marks["memorised_share"] = f"{first.duplicates} held-out pictures are training pictures"
-        worst = first.worst(_WORST)
-        training_rows = [rows["train"][int(first.number[i])] for i in worst]
-        beside = levels(pictures.pixels(training_rows)) / 127.5 - 1
+        pictures, worst = self.yard.pictures, first.worst(_WORST)
+        rows = [int(pictures.train[first.number[i]]) for i in worst]
+        beside = levels(pictures.pixels(rows)) / 127.5 - 1
         pairs = [
-            Pair(sample, other, pictures.names[row], first.distance[i].item())
-            for sample, other, row, i in zip(
-                self._images(self.sets[0], worst), beside, training_rows, worst, strict=True
-            )
+            Pair(sample, other, pictures.names[row], first.distance[i].item() / each)
+            for sample, other, row, i in zip(self._images(self.sets[0], worst), beside, rows, worst, strict=True)
         ]
-        return pairs, (first.distance.tolist(), first.heldout.tolist())
+        return pairs, ((first.distance / each).tolist(), (first.heldout / each).tolist())
 
-    def _known(self, extractor: Extractor, split: str, rows: Sequence[int], tick: Callable[[float], None]) -> Tensor:
-        if split == self.yard.reference:
-            return self.real
-        return self.yard.features(extractor, rows, tick) if rows else self.real[:0]
+    def _memorised(self, name: str, extractor: Extractor) -> list[Memorisation]:
+        """Of each set, as an extractor sees it."""
+        yard, pictures = self.yard, self.yard.pictures
+        if not len(pictures.heldout):
+            self.found.missing[name] = "no picture of the folder is held out to compare with"
+            return []
+        tick = self.say("pictures seen", len(pictures))
+        training = yard.features(extractor, pictures.train.tolist(), tick)
+        heldout = yard.features(extractor, pictures.heldout.tolist(), tick)
+        try:
+            found = [memorisation(self._features(extractor, series), training, heldout) for series in self.sets]
+        except ValueError as error:
+            self.found.missing[name] = str(error)
+            return []
+        self.found.share(name, [one.share for one in found], yard.count)
+        return found
 
     def _bits(self) -> None:
         yard, pictures = self.yard, self.yard.pictures

@@ -4,7 +4,8 @@
 
 A sample with d below that of every held-out picture is nearer to the training data than any honest picture is: it is
 suspected to be a copy. The share of such samples is what is reported, with the pairs that are nearest. A held-out
-picture that is a duplicate of a training picture makes d 0 and hides copies, so such are left out and counted.
+picture that is a duplicate of a training picture makes d 0 and hides copies, so such are left out and counted. One that
+is nearly a duplicate hides copies, too: look at the pairs, and at both distances.
 """
 
 from __future__ import annotations

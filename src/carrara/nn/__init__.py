@@ -2,9 +2,11 @@
 
 from carrara.nn.autoencoder import KLAutoencoder
 from carrara.nn.causal import CausalTransformer
+from carrara.nn.control import Controlled, DiTControl, UNetControl, control_of
 from carrara.nn.dit import DiT
 from carrara.nn.embed import Embedding, Fourier, Sinusoidal
 from carrara.nn.image_encoder import ImageEncoder
+from carrara.nn.mmdit import MMDiT
 from carrara.nn.quantize import FSQ, VectorQuantizer
 from carrara.nn.transformer import TextTransformer
 from carrara.nn.unet import UNet
@@ -12,15 +14,20 @@ from carrara.nn.vae import LadderNetwork
 
 __all__ = [
     "CausalTransformer",
+    "Controlled",
     "DiT",
+    "DiTControl",
     "Embedding",
     "FSQ",
     "Fourier",
     "ImageEncoder",
     "KLAutoencoder",
     "LadderNetwork",
+    "MMDiT",
     "Sinusoidal",
     "TextTransformer",
     "UNet",
+    "UNetControl",
     "VectorQuantizer",
+    "control_of",
 ]

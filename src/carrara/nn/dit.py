@@ -23,13 +23,14 @@ from carrara.nn.embed import Conditioning, Embedding, Sinusoidal, position_grid
 from carrara.nn.layers import feed_forward, initialise, zero
 from carrara.types import Condition
 
-__all__ = ["DiT", "DiTStem"]
+__all__ = ["DiT", "DiTStem", "modulate"]
 
 _LEVEL = Sinusoidal(cosine_first=True)
 _NO_CONDITION = Condition()
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) * x + shift."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
@@ -60,10 +61,10 @@ class _Block(nn.Module):
     def forward(self, h: Tensor, c: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """One block over h (B, N, width), c (B, 1, width) through its SiLU, tokens (B, L, context), mask (B, L)."""
         m = self.modulation(c).chunk(6 if self.cross is None else 9, dim=-1)
-        h = torch.addcmul(h, m[2], self.dropout(self.attention(_modulate(self.norm(h), m[0], m[1]))))
+        h = torch.addcmul(h, m[2], self.dropout(self.attention(modulate(self.norm(h), m[0], m[1]))))
         if self.cross is not None:
-            h = torch.addcmul(h, m[8], self.dropout(self.cross(_modulate(self.norm(h), m[6], m[7]), tokens, mask)))
-        return torch.addcmul(h, m[5], self.dropout(self.feed_forward(_modulate(self.norm(h), m[3], m[4]))))
+            h = torch.addcmul(h, m[8], self.dropout(self.cross(modulate(self.norm(h), m[6], m[7]), tokens, mask)))
+        return torch.addcmul(h, m[5], self.dropout(self.feed_forward(modulate(self.norm(h), m[3], m[4]))))
 
 
 class DiTStem(nn.Module):
@@ -192,6 +193,6 @@ class DiT(Configured, DiTStem):
             h = block(h, c, tokens, condition.mask)
             if i < len(added):
                 h = h + added[i]
-        h = self.outward(_modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
+        h = self.outward(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
         size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)

@@ -142,11 +142,14 @@ class _Resolution(nn.Module):
         )
 
     def begin(self, h: Tensor | None, rows: int, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What the resolution starts from: the one below enlarged, or for the coarsest the places alone."""
-        if self.widen is None or h is None:
-            h = self.place.expand(rows, -1, -1, -1)
+        """What the resolution starts from: places, and the resolution below enlarged (for the coarsest, the vector)."""
+        place = self.place.expand(rows, -1, -1, -1)
+        if h is None:
+            h = place
+        elif self.widen is None:
+            h = place + h.view_as(place)
         else:
-            h = F.interpolate(self.widen(h), size=self.size, mode="nearest") + self.place.to(h.dtype)
+            h = place + F.interpolate(self.widen(h), size=self.size, mode="nearest")
         if self.attention is not None:
             h = self.attention(h)
         return h if self.cross is None else self.cross(h, tokens, mask)
@@ -195,6 +198,8 @@ class LadderNetwork(Configured, nn.Module):
         )  # the shape of each u, in the order in which they are drawn
         embedding = None if vector is None else 2 * max(widths)
         self.told = None if embedding is None else _told(cast(int, vector), embedding)
+        # where the way down begins, each place by itself: the blocks tell all places of a condition the same
+        self.begin = None if embedding is None else nn.Linear(embedding, widths[-1] * math.prod(sizes[-1]))
         self.token_norm = None if context is None else nn.LayerNorm(context)
         self.up = _Up(in_channels * patch**2, widths, blocks, norm, dropout)
         self.down = nn.ModuleList(
@@ -214,6 +219,8 @@ class LadderNetwork(Configured, nn.Module):
             )
             for i in reversed(range(len(widths)))
         )
+        if self.begin is not None:
+            initialise(self.begin)
         with torch.no_grad():
             cast(_Resolution, self.down[0]).place.normal_(std=0.1)
             for level in self._levels():
@@ -251,7 +258,7 @@ class LadderNetwork(Configured, nn.Module):
         rows = self._check_noise(noise)
         told, tokens = self._read(condition, rows)
         left, residuals = list(noise), []
-        h: Tensor | None = None
+        h = None if self.begin is None or told is None else self.begin(told)
         for i, part in enumerate(cast(list[_Resolution], list(self.down))):
             h = part.begin(h, rows, tokens, condition.mask)
             e = None if features is None else features[-1 - i]

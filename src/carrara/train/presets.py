@@ -136,9 +136,9 @@ def decoder_table(*, size: int, channels: int, pictures: int = 1_000_000) -> dic
 
 
 def generator_table(
-    *, size: int, channels: int, text: str, decoder: str, pictures: int = 1_000_000
+    *, size: int, channels: int, text: str | Table, decoder: str, pictures: int = 1_000_000
 ) -> dict[str, Table]:
-    """A generator; `text` is a component folder, "labels" or "unconditional", `decoder` one or "pixels"."""
+    """A generator; `text` is as a recipe has it: a component folder, "labels", ...; `decoder` one or "pixels"."""
     pixels = decoder == "pixels"
     guidance: Table = {"kind": "plain"} if text == "unconditional" else {"kind": "classifier-free", "scale": 3.0}
     return {

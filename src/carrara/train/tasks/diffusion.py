@@ -49,7 +49,7 @@ class Denoising:
         """The denoiser of a decoder's z, whose network has these further settings. RecipeError for what cannot be."""
         channels, height, width = decoder.space.shape
         derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
-        if self.network.get("kind") == "dit":
+        if self.network.get("kind") in ("dit", "mmdit"):
             derived["size"] = height if height == width else [height, width]
         network = built("network", self.network, "task.network", seed, **derived, **widths)
         process = Process(copy.deepcopy(self.schedule))  # a learned one is this task's own
