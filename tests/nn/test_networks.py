@@ -131,6 +131,7 @@ def test_files_say_every_network() -> None:
         for kind, module in {
             "UNet": "unet",
             "DiT": "dit",
+            "MMDiT": "mmdit",
             "KLAutoencoder": "autoencoder",
             "TextTransformer": "transformer",
             "ImageEncoder": "image_encoder",

@@ -43,7 +43,7 @@ class _Stream(nn.Module):
         self.modulation = zero(nn.Linear(width, (2 if last else 6) * width))
         self.feed_forward = None if last else feed_forward(width, ratio, activation)
         if self.feed_forward is None:
-            self.attention.out = nn.Identity()  # type: ignore[assignment]
+            self.attention.q_norm = self.attention.out = nn.Identity()  # nobody asks what it finds
         else:
             initialise(self.feed_forward)
 
