@@ -1,4 +1,4 @@
-"""The GAN's losses and penalties against closed forms, a ring of modes that is covered, and the generator's promises."""
+"""A GAN's losses and penalties against closed forms, a ring of modes that is covered, and the generator's promises."""
 
 from __future__ import annotations
 

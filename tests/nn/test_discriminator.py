@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from nn.networks import perturb
 from torch import nn
 
 from carrara.nn.bottleneck import Bottleneck, Resize, halvings, pooled, usual_widths
 from carrara.nn.discriminator import Discriminator
 from carrara.nn.gan_generator import ConvGenerator
 from carrara.types import Condition
+from nn.networks import perturb
 
 SMALL: dict[str, Any] = {"widths": (16, 8), "blocks": 1, "group": 4}
 

@@ -8,9 +8,10 @@ Held-out figures, under the averaged weights; distances are in the decoder's spa
     diversity   distance between pictures made of one prompt, in shares of the data's
     spread      distance between pictures made of two prompts, in shares of the data's
 
-The data's distance for `spread` is that between any two pictures. For `diversity` it is that between two pictures of one
-caption, where there are at least 16 such pairs; without captions, and where each has one picture, it is that of `spread`.
-In the last case the data does not say how diverse a prompt's pictures should be, and only `spread` is warned of.
+The data's distance for `spread` is that between any two pictures. For `diversity` it is that between two pictures of
+one caption, where there are at least 16 such pairs; without captions, and where each has one picture, it is that of
+`spread`. In the last case the data does not say how diverse a prompt's pictures should be, and only `spread` is warned
+of.
 """
 
 from __future__ import annotations
