@@ -147,7 +147,7 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The configurable parameters of a class or function, by name, in order."""
     # a dataclass's own hints: those of its fields are read where each base says them
     own = isinstance(target, type) and not dataclasses.is_dataclass(target)
-    hints = typing.get_type_hints(target.__init__ if own else target, include_extras=True)  # type: ignore[misc]
+    hints = typing.get_type_hints(target.__init__ if own else target, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(target).parameters.items():
         runtime = not isinstance(target, type) and (
