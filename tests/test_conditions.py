@@ -1,4 +1,4 @@
-"""What a picture's condition is: edges, masks, layouts, small ones, embeddings; and how each says that there is none."""
+"""What a picture's condition is: edges, masks, layouts, small images, embeddings; and how it says that it is none."""
 
 from __future__ import annotations
 

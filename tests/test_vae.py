@@ -332,7 +332,7 @@ def test_a_picture_is_its_seeds_alone() -> None:
     torch.testing.assert_close(second, both[1:], rtol=1e-4, atol=1e-5)
     again = finish(made.start(shape, TOLD, TOLD.map(torch.zeros_like), Rng.seeds([4, 7])))
     assert torch.equal(again, both)  # the null condition plays no part
-    with pytest.raises(ValueError, match="makes .* and was asked for"):
+    with pytest.raises(ValueError, match=r"makes .* and was asked for"):
         finish(made.start((1, 16, 16), TOLD, TOLD, Rng.seeds([4, 7])))
 
 

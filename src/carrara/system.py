@@ -156,8 +156,8 @@ class System:
             if one.needs == (one.name,) and one.name in inputs:
                 _check_picture(one.name, inputs[one.name], (len(request.seeds), one.planes), one.low)
                 wanted = one.side or tuple(n * self._down for n in self._shape(request)[-2:])
-                if (have := tuple(inputs[one.name].shape[2:])) != wanted:
-                    raise ValueError(f"{one.name} has {have[0]} x {have[1]} pixels, expected {wanted[0]} x {wanted[1]}")
+                if (size := tuple(inputs[one.name].shape[2:])) != wanted:
+                    raise ValueError(f"{one.name} has {size[0]} x {size[1]} pixels, expected {wanted[0]} x {wanted[1]}")
 
     @property
     def conditions(self) -> tuple[Input, ...]:
@@ -176,7 +176,7 @@ class System:
         return told
 
     def edits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a request's inputs those that a picture is edited by: "image" and "mask" that the generator does not read."""
+        """Of a request's inputs those that a picture is edited by: "image" and "mask" unless the generator reads them."""
         read = read_by(self.conditions, inputs)
         return {name: x for name, x in inputs.items() if name in ("image", "mask") and name not in read}
 

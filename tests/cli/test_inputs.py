@@ -162,7 +162,8 @@ def test_scales(told: Path, files: Path, tmp_path: Path) -> None:
     plain = sample(told, files, tmp_path / "plain", *words)
     assert np.array_equal(sample(told, files, tmp_path / "one", *words, "--follow", "edges=1"), plain)
     assert not np.array_equal(sample(told, files, tmp_path / "two", *words, "--follow", "edges=3"), plain)
-    given = ["--input", f"lines={files / 'lines.png'}", "--from", f"edges={files / 'picture.png'}", "--follow", "edges=3"]
+    given = ["--input", f"lines={files / 'lines.png'}", "--from", f"edges={files / 'picture.png'}"]
+    given += ["--follow", "edges=3"]
     facts = json.loads(done("sample", told, "--steps", 2, *given, "--json", "--out", tmp_path / "json").out)
     assert facts["settings"]["guidance"]["kind"] == "clip"
     assert facts["settings"]["guidance"]["inner"]["scales"] == {"edges": 3.0}
@@ -235,7 +236,7 @@ def test_other_refusals(plain: Path, told: Path, files: Path, control: Path, tmp
     said = run("sample", told, "--control", control, "--out", tmp_path / "out")
     assert said.code == 2
     assert "was trained for the generator with fingerprint" in said.err
-    said = run("assemble", "--generator", told.parent / "generator", "--control", control, "--text", told.parent / "text",
-               "--decoder", told.parent / "decoder", tmp_path / "whole")  # fmt: skip
+    parts = [word for role in ("text", "generator", "decoder") for word in (f"--{role}", told.parent / role)]
+    said = run("assemble", *parts, "--control", control, tmp_path / "whole")
     assert said.code == 2
     assert not (tmp_path / "whole").exists()

@@ -73,7 +73,8 @@ def test_assemble_with_a_pretrained_encoder(project: Path, bert: Path, tmp_path:
 
     recipe, made = tmp_path / "generator.toml", tmp_path / "generator"
     recipe.write_text(
-        f'out = "{made}"\ndata = {{folder = "{project / "pics"}", size = 16, channels = 3}}\n[task]\nkind = "diffusion"\n'
+        f'out = "{made}"\ndata = {{folder = "{project / "pics"}", size = 16, channels = 3}}\n'
+        '[task]\nkind = "diffusion"\nnetwork = {kind = "unet", blocks = 1}\n'
         f'text = {{kind = "pretrained", path = "{bert}", length = 12, whiten = false}}\n'
     )
     done("train", recipe, *tiny("", *SMALL))

@@ -120,7 +120,7 @@ def test_what_the_network_reads_itself_stays_with_it() -> None:
         assert torch.equal(whole(pictures(2), LEVEL, told(seen(2), mask=mask)), plain)
     with pytest.raises(ValueError, match="controlled by"):
         whole(pictures(2), LEVEL, condition(2))
-    with pytest.raises(ValueError, match="condition.controls"):
+    with pytest.raises(ValueError, match=r"condition\.controls"):
         whole(pictures(2), LEVEL, told(seen(2)))
     with pytest.raises(ValueError, match="3 channels"):
         whole(pictures(2), LEVEL, told(mask, mask=mask))

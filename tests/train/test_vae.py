@@ -47,8 +47,18 @@ def run(pictures: Path, out: Path, train: dict[str, Any] | None = None, **task: 
         "out": str(out),
         "data": {"folder": str(pictures / "pictures"), "size": 8, "heldout": 0.2},
         "task": {"kind": "vae", "network": network, "text": "labels", **task},
-        "train": {"steps": 6, "batch": 8, "precision": "float32", "validate_every": 3, "sample_every": 0, "warmup": 1,
-                  "save_every": 0, "learning_rate": 0.01, "ema": 0.5, **(train or {})},  # fmt: skip
+        "train": {
+            "steps": 6,
+            "batch": 8,
+            "precision": "float32",
+            "validate_every": 3,
+            "sample_every": 0,
+            "warmup": 1,
+            "save_every": 0,
+            "learning_rate": 0.01,
+            "ema": 0.5,
+            **(train or {}),
+        },
     }
     return Run(build(Recipe, table, kinds()), cache=pictures / "cache")
 
@@ -62,8 +72,8 @@ def train(it: Run, stop_after: int | None = None) -> None:
 
 
 def test_it_learns_pictures_and_what_they_are_called(pictures: Path, tmp_path: Path) -> None:
-    it = run(pictures, tmp_path, {"steps": 120, "batch": 19, "warmup": 5, "validate_every": 0, "ema": 0.9},
-             objective={"warmup": 1000}, drop=0.2)  # fmt: skip
+    it = run(pictures, tmp_path, {"steps": 150, "batch": 18, "warmup": 5, "validate_every": 0, "ema": 0.9,
+                                "learning_rate": 0.007}, objective={"warmup": 400})  # fmt: skip
     task = it.task
     assert isinstance(task, VaeTask)
     train(it)
@@ -73,16 +83,15 @@ def test_it_learns_pictures_and_what_they_are_called(pictures: Path, tmp_path: P
     told = task._encode_text([it.pictures.labels[i] for i in shown])
     noise = tuple(torch.zeros(len(shown), *shape) for shape in generator.network.latents)
     output, _ = generator.network(batch, noise, told)
-    assert psnr(batch, generator.likelihood.mean(output)).min() > 22
+    assert psnr(batch, generator.likelihood.mean(output)).min() > 25
     draw = generator.posterior(batch, told, Rng.seeds(range(len(shown))))
     assert (draw.reconstruction + draw.kl.sum(1)).mean() / (64 * np.log(2)) < 6  # noise has 8
     # a draw from the prior, told a class, has that class's pattern, whatever its brightness
     system = load_system(tmp_path)
     *_, last = system.generate(list(NAMES) * 4, seeds=range(16))
     means = torch.stack([batch[[it.pictures.labels[i] == name for i in shown]].mean(0) for name in NAMES])
-    made = last.images.flatten(1) - last.images.mean((1, 2, 3))[:, None]
-    patterns = means.flatten(1) - means.mean((1, 2, 3))[:, None]
-    nearest = torch.cdist(made, patterns).argmin(1).tolist()
+    made, patterns = (x.flatten(1) - x.mean((1, 2, 3))[:, None] for x in (last.images, means))
+    nearest = torch.cosine_similarity(made[:, None], patterns[None], dim=2).argmax(1).tolist()
     assert sum(found == i % 4 for i, found in enumerate(nearest)) >= 15
 
 
@@ -123,7 +132,9 @@ def test_a_resumed_run_ends_with_the_same_bits(pictures: Path, tmp_path: Path) -
             assert torch.equal(value, ends[1][kind][key]), f"{kind} {key}"
     files = [(tmp_path / place / "weights.safetensors").read_bytes() for place in ("whole", "cut")]
     assert files[0] == files[1]
-    losses = [[e["loss"] for e in read_log(tmp_path / p / "log.jsonl") if e["event"] == "step"] for p in ("whole", "cut")]
+    losses = [
+        [e["loss"] for e in read_log(tmp_path / p / "log.jsonl") if e["event"] == "step"] for p in ("whole", "cut")
+    ]
     assert losses[0] == losses[1]
 
 

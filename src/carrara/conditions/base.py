@@ -88,7 +88,7 @@ class Input(nn.Module, ABC):
         """A data set's further pictures, in [-1, 1], as they are given to `encode`: black to white where `low` is 0."""
         return pictures if self.low == -1 else (pictures.mean(1, keepdim=True) + 1) / 2
 
-    def measure(self, pictures: Iterable[Tensor], *, beside: bool = False) -> None:  # noqa: B027 - most have none
+    def measure(self, pictures: Iterable[Tensor], *, beside: bool = False) -> None:
         """Takes from data what this condition has to know of it: batches of pictures, or of those `beside` them."""
 
 

@@ -1,7 +1,8 @@
 """Another picture's embedding: what a picture tower, trained beside a text encoder, sees in it.
 
-unCLIP, Ramesh et al. 2022. The tower's features are whitened over the training pictures, as a text encoder's are over captions. The network adds a
-map of them to what it is told of the level; so the picture says what there is to be, and not where.
+unCLIP, Ramesh et al. 2022. The tower's features are whitened over the training pictures, as a text encoder's are over
+captions. The network adds a map of them to what it is told of the level; so the picture says what there is to be, and
+not where.
 """
 
 from __future__ import annotations

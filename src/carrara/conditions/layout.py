@@ -89,7 +89,7 @@ class Layout(Configured, PlaneInput):
 
     def _colours(self, pictures: Iterable[Tensor]) -> Tensor:
         """(N, channels): the means of the pictures' cells, or some of them."""
-        cells = [F.adaptive_avg_pool2d(x, [max(1, n // self.cell) for n in x.shape[2:]]).cpu() for x in pictures]
+        cells = [F.avg_pool2d(x, self.cell, ceil_mode=True).cpu() for x in pictures]
         points = torch.cat([x.movedim(1, -1).flatten(0, 2) for x in cells])
         return points[keyed(0, "points").permutation(len(points))[:_POINTS]]
 

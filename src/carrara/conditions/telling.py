@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def tell(
     asks = tuple(Ask(one.encode, tuple(given[name].to(device) for name in one.needs)) for one in here)
     answers = yield Round(asks)
     found = {one.name: encoding for one, (encoding,) in zip(here, answers, strict=True)}
-    parts: dict[str, dict[str, Tensor]] = {"controls": {}, "adapters": {}}
+    parts: dict[str, Any] = {"controls": {}, "adapters": {}}
     for one in inputs:
         parts[one.part][one.name] = found[one.name] if one.name in found else one.null(rows, size).to(device)
     return replace(condition, **parts)

@@ -39,7 +39,7 @@ class Follow(Wrapper):
 
     @property
     def _terms(self) -> tuple[tuple[tuple[str, ...], float], ...]:
-        """The names that are left out of each C_j that counts, and its factor: the differences of neighbours, summed."""
+        """The names that are left out of each C_j that counts, and its factor; the differences are summed up here."""
         names, scales = tuple(self.scales), (1.0, *self.scales.values(), 1.0)
         factors = [(names[j:], scales[j] - scales[j + 1]) for j in range(len(names) + 1)]
         return tuple((without, factor) for without, factor in factors if factor != 0)

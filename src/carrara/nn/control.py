@@ -13,10 +13,10 @@ For a UNet the copy is its way down and its middle; for a DiT its first blocks (
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def _made(network: UNet) -> list[int]:
     """The channels that each block and downsampling of the way down makes."""
     widths = []
     for i, stages in enumerate(network.down):
-        widths += [stage.block.conv2.out_channels for stage in cast(nn.ModuleList, stages)]
+        widths += [int(cast(Any, stage).block.conv2.out_channels) for stage in cast(nn.ModuleList, stages)]
         if i < len(network.downsample):
             widths.append(widths[-1])
     return widths
@@ -119,11 +119,10 @@ class DiTControl(Configured, DiTStem):
 
 def control_of(network: nn.Module, *, channels: int, hidden: int = 32) -> UNetControl | DiTControl:
     """A control for a network, with a copy of its weights to begin with; ValueError for one that has none."""
-    kind = {UNet: UNetControl, DiT: DiTControl}.get(type(network))  # type: ignore[call-overload]
-    if kind is None:
+    kinds: dict[type[nn.Module], Callable[..., UNetControl | DiTControl]] = {UNet: UNetControl, DiT: DiTControl}
+    if (kind := kinds.get(type(network))) is None:
         raise ValueError(f"a {type(network).__name__} cannot be controlled; UNets and DiTs can")
-    made: UNetControl | DiTControl = kind(copy.deepcopy(network), channels=channels, hidden=hidden)
-    return made.requires_grad_(True)
+    return kind(copy.deepcopy(network), channels=channels, hidden=hidden).requires_grad_(True)
 
 
 class Controlled(nn.Module):

@@ -79,7 +79,7 @@ class DiTStem(nn.Module):
     def begin(
         self, x: Tensor, level: Tensor, condition: Condition, hint: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The patches (B, N, width), to which `hint` is added, the vector (B, 1, width) through its SiLU, the tokens."""
+        """The patches (B, N, width) with `hint` added, the vector (B, 1, width) through its SiLU, and the tokens."""
         height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(

@@ -6,13 +6,13 @@ patches h and the words w alike:
     h, w  +=  gate_1(c) * Attention over (h, w) of (1 + scale_1(c)) * norm + shift_1(c)
     h, w  +=  gate_2(c) * FeedForward((1 + scale_2(c)) * norm + shift_2(c))
 
-So the words change from block to block with what is seen, which cross-attention leaves as they are. The last block makes
-none. Shifts, scales and gates start at zero. Positions, patches and the modulation are those of `DiT`.
+So the words change from block to block with what is seen, which cross-attention leaves as they are. The last block
+makes none. Shifts, scales and gates start at zero. Positions, patches and the modulation are those of `DiT`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class _Stream(nn.Module):
         self.modulation = zero(nn.Linear(width, (2 if last else 6) * width))
         self.feed_forward = None if last else feed_forward(width, ratio, activation)
         if self.feed_forward is None:
-            self.attention.q_norm = self.attention.out = nn.Identity()  # nobody asks what it finds
+            self.attention.q_norm, self.attention.out = nn.Identity(), cast(nn.Linear, nn.Identity())  # has no answer
         else:
             initialise(self.feed_forward)
 
@@ -72,7 +72,7 @@ class _JointBlock(nn.Module):
         self.words = _Stream(width, **options, last=last)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, w: Tensor, c: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """h (B, N, width), w (B, L, width), c (B, 1, width) through its SiLU; mask (B, N + L), true where one may look."""
+        """h (B, N, width), w (B, L, width), c (B, 1, width) through its SiLU; mask (B, N + L), true where to look."""
         m, mine = self.patches.ask(h, c)
         n, theirs = self.words.ask(w, c)
         q, k, v = (torch.cat(pair, 2) for pair in zip(mine, theirs, strict=True))

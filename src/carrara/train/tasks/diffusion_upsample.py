@@ -36,10 +36,10 @@ _SAMPLED = 16  # held-out pictures that are sampled for PSNR
 class DiffusionUpsampleRecipe(Denoising, TaughtRecipe):
     """A diffusion model of large pictures that is told small ones; the data's size is the large one.
 
-    `text` is a component folder, "labels" (class folders) or "unconditional".
+    `text` is as a generator's recipe has it.
     """
 
-    text: str = "unconditional"
+    text: str | Table = "unconditional"
     factor: int = 4  # how many times larger the sides become
     most: float = 0.5  # the largest level of noise on the small picture; each row's is drawn between 0 and this
     augmentation: float = 0.1  # the level at which it samples unless told otherwise
@@ -47,6 +47,7 @@ class DiffusionUpsampleRecipe(Denoising, TaughtRecipe):
     settings: SamplingSettings = field(default_factory=lambda: SamplingSettings(guidance=Threshold(ClassifierFree())))
 
     def __post_init__(self) -> None:
+        check_text(self.text)
         if not 0 <= self.augmentation <= self.most <= 1:
             raise ValueError(
                 f"augmentation = {self.augmentation} and most = {self.most}; expected 0 <= augmentation <= most <= 1"
@@ -56,7 +57,7 @@ class DiffusionUpsampleRecipe(Denoising, TaughtRecipe):
 
     @property
     def parts(self) -> str:
-        return self.text
+        return str(self.text)
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> DiffusionUpsampleTask:
         text = text_encoder(self.text, pictures, device)

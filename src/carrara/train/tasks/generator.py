@@ -296,7 +296,7 @@ class GeneratorTask(PartTask):
     @torch.no_grad()
     def _with_inputs(self, condition: Condition, batch: Batch, rng: Rng, kept: Mapping[str, Tensor]) -> Condition:
         """The condition with the rows' inputs, at their nulls where `kept` says so."""
-        parts: dict[str, dict[str, Tensor]] = {"controls": {}, "adapters": {}}
+        parts: dict[str, Any] = {"controls": {}, "adapters": {}}
         with torch.autocast(self.device.type, enabled=False):
             for one in self.conditions:
                 encoding = one.encode(*one.of(batch.images, batch.inputs, rng.fork(one.name)))
@@ -324,7 +324,7 @@ class GeneratorTask(PartTask):
 
     def _sample_with_inputs(self, rng_seed: int, count: int) -> Tensor:
         """(B (k + 1), C, H, W): the k inputs of a picture of the data, then what is made under them and its caption."""
-        rows = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[:count]
+        rows = (self.pictures.heldout if len(self.pictures.heldout) else self.pictures.train)[:count].tolist()
         seeds = [rng_seed + i for i in range(len(rows))]
         said = [*self.shared.prompts, *(self._own(row) for row in rows[len(self.shared.prompts) :])][: len(rows)]
         given, shown = self.inputs(rows, Rng.seeds(seeds, "inputs"))
