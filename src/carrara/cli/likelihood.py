@@ -50,6 +50,10 @@ def likelihood(
     dequantise: Annotated[
         Literal["normal", "uniform"], typer.Option(help="The noise that fills grey levels for --ode.")
     ] = "normal",
+    tolerance: Annotated[
+        float,
+        typer.Option(metavar="X", min=1e-9, max=0.1, help="Of a step of --ode, in values and nats a dimension."),
+    ] = 1e-4,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Do not tell the model captions or classes.")
     ] = False,
@@ -98,7 +102,7 @@ def likelihood(
     }
     found: dict[str, Sequence[Row]] = {}
     measures: dict[str, tuple[Measure, int]] = {"bound": (bounded, n or _BOUND)} if bounded else {}
-    measures |= {"ode": (_ode_measure(dequantise), n or _ODE)} if ode else {}
+    measures |= {"ode": (_ode_measure(dequantise, tolerance), n or _ODE)} if ode else {}
     for name, (measure, count) in measures.items():
         header = {**subject.identity, **measure.settings, "seed": seed}
         ledger = Ledger(out / f"{name}.jsonl", header)
@@ -204,11 +208,12 @@ def _bound_measure(system: System, terms: int, steps: int | None, variance: str 
     return BoundMeasure(_grid(generator, steps), terms, measure.variance)
 
 
-def _ode_measure(dequantisation: str) -> OdeMeasure:
+def _ode_measure(dequantisation: str, tolerance: float) -> OdeMeasure:
     from carrara.diffusion.dequantise import NormalNoise, UniformNoise
     from carrara.evaluate.likelihood import OdeMeasure
 
-    return OdeMeasure(dequantisation=NormalNoise() if dequantisation == "normal" else UniformNoise())
+    noise = NormalNoise() if dequantisation == "normal" else UniformNoise()
+    return OdeMeasure(tolerance=tolerance, dequantisation=noise)
 
 
 def _grid(generator: Any, steps: int) -> tuple[float, ...]:
