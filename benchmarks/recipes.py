@@ -43,7 +43,7 @@ def carrara(*arguments: object, **environment: str) -> str:
     ).stdout
 
 
-def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
+def measure(name: str, data: Path, out: Path, count: int, tolerance: float = 1e-4) -> dict[str, Any]:
     """Trains a recipe, measures it, and returns what docs/results.md shows of it."""
     from carrara.train.recipe import read_recipe
 
@@ -53,7 +53,7 @@ def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
     carrara("train", ROOT / "recipes" / f"{name}.toml", "--set", f"data.folder={pictures}", "--out", run, "--quiet")
     if not model.exists():
         carrara("assemble", model, "--generator", run)
-    found = _measured(model, pictures, out, name, count)
+    found = _measured(model, pictures, out, name, count, tolerance)
     began = time.perf_counter()
     made = out / f"{name}-samples"
     if not made.exists():
@@ -69,14 +69,14 @@ def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
     }
 
 
-def _measured(model: Path, pictures: Path, out: Path, name: str, count: int) -> dict[str, Any]:
+def _measured(model: Path, pictures: Path, out: Path, name: str, count: int, tolerance: float) -> dict[str, Any]:
     """Every measure by a process of one thread, two at a time: small networks leave cores idle that they share."""
     table = isinstance(load(model).generator.denoiser.process.schedule, Tabulated)
     options: dict[str, tuple[object, ...]] = {
         "bound_all_terms": ("--bound", "--terms", 1000 if table else CONTINUOUS_TERMS, "--n", ALL_TERMS),
         "bound": ("--bound", "--terms", TERMS, "--n", count),
-        "ode": ("--ode", "--n", ODE),
-        "ode_uniform": ("--ode", "--dequantise", "uniform", "--n", ODE),
+        "ode": ("--ode", "--tolerance", tolerance, "--n", ODE),
+        "ode_uniform": ("--ode", "--tolerance", tolerance, "--dequantise", "uniform", "--n", ODE),
     }
     with ThreadPoolExecutor(2) as pool:
         jobs = {
@@ -122,10 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="holds the folders that recipes name")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="for run folders, models and samples")
     parser.add_argument("--n", type=int, default=10_000, help="test pictures for the bound by 20 terms a picture")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="of a step along the flow; 1e-5 for rough networks"
+    )
     given = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in given.names:
-        found = measure(name, given.data, given.out, given.n)
+        found = measure(name, given.data, given.out, given.n, given.tolerance)
         _grid(Path(found.pop("samples"))).save(PICTURES / f"results-{name}.png")
         (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(found["likelihood"]["bound"])[:400])

@@ -244,7 +244,16 @@ def target_table() -> tuple[Sequence[str], Rows]:
 
 def results_table() -> tuple[Sequence[str], Rows]:
     """Every recipe that was run: what it cost, and bits a dimension of test pictures with their standard errors."""
-    header = ("recipe", "steps", "seconds", "bound", "prior, reconstruction", "all terms", "ODE − bound", "uniform − bound")
+    header = (
+        "recipe",
+        "steps",
+        "seconds",
+        "bound",
+        "prior, reconstruction",
+        "all terms",
+        "ODE − bound",
+        "uniform − bound",
+    )
     rows = []
     for found in results():
         done, measured = found["training"]["done"], found["likelihood"]

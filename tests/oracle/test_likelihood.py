@@ -313,18 +313,18 @@ def test_a_bound_is_never_below_the_entropy(steps: int, variance: Any) -> None:
 
 def test_reading_a_level_off() -> None:
     """P(x | x_t) over the levels is one distribution, whatever the noise; at the resolving time it is nearly free."""
-    from carrara.diffusion.likelihood import _level_log_prob
+    from carrara.diffusion.likelihood import level_log_prob
 
     process = PROCESSES["flow"]
     x = torch.linspace(-1, 1, 256, dtype=torch.float64)
     for t in (resolving_time(process.schedule), 0.01, 0.3):
         for x_t in (-1.2, 0.1234, 0.98):
-            log_p = _level_log_prob(process, x, torch.full_like(x, x_t), t, 256)
+            log_p = level_log_prob(process, x, torch.full_like(x, x_t), t, 256)
             assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-12)
     assert process.schedule.logsnr(resolving_time(process.schedule)) == pytest.approx(13.28, abs=0.01)
     assert resolving_time(PROCESSES["table"].schedule) == 1 / 1000  # no earlier entry
     nearly = process.diffuse(x, t := resolving_time(process.schedule), Rng.seeds([0]).normal((256,))[0].double())
-    assert -_level_log_prob(process, x, nearly, t, 256).mean() < 0.05
+    assert -level_log_prob(process, x, nearly, t, 256).mean() < 0.05
 
 
 def test_what_is_refused() -> None:

@@ -57,7 +57,7 @@ def likelihood(
         Literal["normal", "uniform"], typer.Option(help="The noise that fills grey levels for --ode.")
     ] = "normal",
     tolerance: Annotated[
-        float, typer.Option(metavar="X", min=1e-9, max=0.1, help="Of a step of --ode, in values and in nats a dimension.")
+        float, typer.Option(metavar="X", min=1e-9, max=0.1, help="Of a step of --ode, in values and nats a dimension.")
     ] = 1e-4,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Do not tell the model captions or classes.")
