@@ -176,7 +176,7 @@ class System:
         return told
 
     def edits(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a request's inputs those that a picture is edited by: "image" and "mask" unless the generator reads them."""
+        """The inputs that a picture is edited by: "image" and "mask", unless the generator reads them."""
         read = read_by(self.conditions, inputs)
         return {name: x for name, x in inputs.items() if name in ("image", "mask") and name not in read}
 

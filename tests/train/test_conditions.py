@@ -417,7 +417,17 @@ def parts(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = {"kind": "contrastive", "vocabulary": 300, "length": 8,
             "network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2},
             "picture": {"kind": "convolutional", "patch": 4, "widths": [8], "blocks": [1]}}  # fmt: skip
-    decoder = {"kind": "autoencoder", "autoencoder": {"kind": "kl", "latent": 4, "down": 4, "widths": [8, 8], "encoder_blocks": [0, 1], "decoder_blocks": [0, 1]}}
+    decoder = {
+        "kind": "autoencoder",
+        "autoencoder": {
+            "kind": "kl",
+            "latent": 4,
+            "down": 4,
+            "widths": [8, 8],
+            "encoder_blocks": [0, 1],
+            "decoder_blocks": [0, 1],
+        },
+    }
     for name, task in (("text", text), ("decoder", decoder)):
         table = {
             "out": str(place / name),

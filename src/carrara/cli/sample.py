@@ -163,9 +163,7 @@ def sample(
     if trace and not isinstance(system.generator, DiffusionGenerator):
         raise RecipeError("--trace shows noise that comes off, and this generator is no diffusion model; leave it out")
     decoding = decoding_settings(system, augmentation, tile, voice)
-    job = _Job(
-        system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding)
-    )
+    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding))
     batch = max(1, batch // candidates)
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:

@@ -44,7 +44,13 @@ __all__ = ["Recipe", "Run", "choose_device", "read_recipe", "write_recipe"]
 _FORMAT_VERSION = 1
 _RESOLVED, _PLAN = "recipe.toml", "plan.json"
 _TIMED = 0.05  # of the minutes, at most, are spent on timing steps in each precision
-_FREE = ("decoder", "model", "prompts", "settings", "text")  # of a task: how samples look, and in which folders the parts are
+_FREE = (
+    "decoder",
+    "model",
+    "prompts",
+    "settings",
+    "text",
+)  # of a task: how samples look, and in which folders the parts are
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from carrara.rng import Rng
 from carrara.run import finish
 from carrara.text import TextEncoder, Unconditional
 from carrara.train.tasks.diffusion import Denoising, DiffusionTask
-from carrara.train.tasks.generator import TaughtRecipe, condition_widths, text_encoder
-from carrara.train.tasks.part import PartTask, depth
+from carrara.train.tasks.generator import TaughtRecipe, check_text, condition_widths, text_encoder
+from carrara.train.tasks.part import PartTask, Table, depth
 from carrara.train.tasks.pictures import likeness
 from carrara.train.tasks.upsample import enlarged, shown_pictures
 from carrara.types import Batch, Condition
