@@ -142,7 +142,7 @@ class _PictureTower(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """Pictures (B, 3, size, size), normalised, to (B, projection): its cosine with a text's vector says how they fit."""
+    """Pictures (B, 3, size, size), normalised, to (B, projection): its cosine with a text's vector is their fit."""
 
     def __init__(self, shape: ClipShape) -> None:
         super().__init__()
