@@ -119,5 +119,11 @@ def test_a_diffusion_model_has_other_settings(project: Path, tmp_path: Path) -> 
 
 def test_show_says_what_it_is(model: Path) -> None:
     said = done("show", model).out
-    for words in ("tokens 4 x 4 (vocabulary 32", "causal", "fsq", "sampling: top_p"):
+    for words in ("tokens 4 x 4 (vocabulary 32", "causal", "fsq", "sampling: top_p", "bits_per_token"):
         assert words in said
+
+
+def test_a_likelihood_of_tokens_is_none_of_pixels(model: Path) -> None:
+    said = run("likelihood", model, "--data", model.parent / "pics")
+    assert said.code == 2
+    assert "exact, but one of tokens" in " ".join(said.err.split())

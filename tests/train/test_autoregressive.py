@@ -15,6 +15,7 @@ from torch import Tensor
 from carrara.autoregressive import AutoregressiveSettings
 from carrara.config import build
 from carrara.data import write_picture
+from carrara.data.augment import Augment
 from carrara.errors import Preempted, RecipeError
 from carrara.nn.quantize import VectorQuantizer
 from carrara.rng import Rng
@@ -99,10 +100,8 @@ def test_a_resumed_decoder_ends_with_the_same_bits(pictures: Path, tmp_path: Pat
 
 
 def test_a_resumed_generator_ends_with_the_same_bits(pictures: Path, decoder: Path, tmp_path: Path) -> None:
-    network = {**CAUSAL, "dropout": 0.1}
-    _same_bits(
-        pictures, tmp_path, {"kind": "autoregressive", "text": "labels", "decoder": str(decoder), "network": network}
-    )
+    task = {"kind": "autoregressive", "text": "labels", "decoder": str(decoder), "augment": {"shift": 0.1}}
+    _same_bits(pictures, tmp_path, {**task, "network": {**CAUSAL, "dropout": 0.1}})
 
 
 def _same_bits(pictures: Path, tmp_path: Path, task: dict[str, Any]) -> None:
@@ -231,6 +230,30 @@ def test_perplexity_is_that_of_all_heldout_rows(pictures: Path, decoder: Path, t
     assert len(it.pictures.heldout) >= 3
     assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-5)
     assert found[0]["perplexity"] == pytest.approx(math.exp(found[0]["loss"]))
+
+
+def test_moved_pictures_are_learnt(pictures: Path, decoder: Path, tmp_path: Path) -> None:
+    """With `augment` the tokens are those of moved pictures, row by row; held-out pictures stay where they are."""
+    task = {"kind": "autoregressive", "text": "labels", "decoder": str(decoder), "network": CAUSAL, "drop": 0.0}
+    plain, moving = (
+        run(pictures, tmp_path / name, {**task, **more})
+        for name, more in (("plain", {}), ("moving", {"augment": {"shift": 0.2, "scale": 0.3}}))
+    )
+    assert isinstance(plain.task, AutoregressiveTask) and isinstance(moving.task, AutoregressiveTask)
+    batch = plain.loader.batch(0)
+    rng = Rng.samples(0, batch.sample, "train")
+    with torch.no_grad():
+        condition = moving.task.told(batch)
+        z = moving.task.decoder.encode(Augment(shift=0.2, scale=0.3)(batch.images, rng.fork("augment")))
+        assert (z != moving.task.z(batch)).any(2).any(1).all()
+        wanted = -moving.task.generator.log_prob(z, condition) / z[0].numel()
+        torch.testing.assert_close(moving.task.loss(batch, rng).rows, wanted)
+        part = rows_of(batch, slice(2, 5))
+        torch.testing.assert_close(
+            moving.task.loss(part, Rng.samples(0, part.sample, "train")).rows, wanted[2:5], rtol=1e-4, atol=1e-5
+        )
+        figures = [it.task.validate(batch, rng) for it in (plain, moving)]  # type: ignore[union-attr]
+        assert figures[0] == figures[1]
 
 
 @pytest.mark.parametrize(

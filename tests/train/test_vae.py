@@ -248,7 +248,7 @@ def test_its_recipes(path: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     assert isinstance(recipe.task, VaeRecipe)
     assert recipe.out == f"runs/emoji/{path.stem}"
-    assert recipe.minutes == 25
+    assert 0 < recipe.minutes <= 25
     assert recipe.task.objective != VaeObjective()
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert build(Recipe, describe(recipe, kinds()), kinds()) == recipe

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from carrara.autoregressive import AutoregressiveGenerator
 from carrara.data import Pictures
 from carrara.diffusion.generator import DiffusionGenerator
 from carrara.errors import NonFiniteError, RecipeError, StorageError
@@ -179,6 +180,12 @@ class Subject:
 def check_model(system: System) -> None:
     """Raises RecipeError for a model that has no likelihood of pictures."""
     generator = system.generator
+    if isinstance(generator, AutoregressiveGenerator):
+        raise RecipeError(
+            "this generator's likelihood is exact, but one of tokens: what its decoder leaves out of a picture is not "
+            "counted, so that there are no bits a dimension. `carrara show MODEL` has its bits a token on held-out "
+            "pictures"
+        )
     if not isinstance(generator, DiffusionGenerator | VaeGenerator):
         raise RecipeError(
             f"a {type(generator).__name__} has no likelihood that could be measured here; give a diffusion model or a "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from carrara.autoregressive import AutoregressiveGenerator, AutoregressiveSettings
+from carrara.data.augment import Augment
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder
 from carrara.rng import Rng
@@ -30,6 +31,7 @@ class AutoregressiveRecipe(GeneratorRecipe):
     makes: ClassVar[tuple[str, ...]] = ("tokens",)
 
     network: Table = field(default_factory=lambda: {"kind": "causal"})
+    augment: Augment = field(default_factory=Augment)  # of the pictures, before they become the tokens to be learnt
     settings: AutoregressiveSettings = field(default_factory=AutoregressiveSettings)  # how it is sampled unless told
 
     def create_with(
@@ -62,23 +64,29 @@ class AutoregressiveTask(GeneratorTask):
         text: TextEncoder,
         decoder: Decoder,
     ) -> None:
-        self.generator = module
+        self.generator, self.augment = module, recipe.augment
         super().__init__(module, recipe, pictures, text, decoder)
         self.networks = (module.network,)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        return Loss(self._cross_entropy(batch, self.taught(batch, rng)))
+        return Loss(self._cross_entropy(self._moved(batch, rng), self.taught(batch, rng)))
 
-    def _cross_entropy(self, batch: Batch, condition: Condition) -> Tensor:
-        z = self.z(batch)
+    def _moved(self, batch: Batch, rng: Rng) -> Tensor:
+        """The rows' tokens; where the recipe moves pictures, those of moved ones, encoded anew."""
+        if self.augment == Augment():
+            return self.z(batch)
+        return self._encode(self.augment(batch.images, rng.fork("augment")))
+
+    def _cross_entropy(self, z: Tensor, condition: Condition) -> Tensor:
         return -self.generator.log_prob(z, condition) / z[0].numel()
 
     def validate(self, batch: Batch, rng: Rng) -> dict[str, float]:
         """Held-out cross-entropy in nats and in bits a token, and in bits what the caption saves of them."""
-        told = self._cross_entropy(batch, self.told(batch)).mean().item()
+        z = self.z(batch)
+        told = self._cross_entropy(z, self.told(batch)).mean().item()
         figures = {"loss": told, "bits_per_token": told / math.log(2)}
         if not isinstance(self.text, Unconditional):
-            untold = self._cross_entropy(batch, self.null.rows([0] * len(batch))).mean().item()
+            untold = self._cross_entropy(z, self.null.rows([0] * len(batch))).mean().item()
             figures["bits_saved_by_text"] = (untold - told) / math.log(2)
         return figures
 
