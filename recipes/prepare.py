@@ -29,7 +29,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_arrays(source: Path, out: Path) -> None:
-    """Writes out/train.parquet and out/test.parquet, with columns image, caption and filename."""
+    """Writes out/train.parquet and out/test.parquet, with columns image, caption, label and filename."""
     with np.load(source, allow_pickle=False) as data:
         numbers = range(int(data["y_train"].max()) + 1)
         names = [str(name) for name in data["class_names"]] if "class_names" in data else [str(n) for n in numbers]
@@ -40,6 +40,7 @@ def write_arrays(source: Path, out: Path) -> None:
                 {
                     "image": [png(picture) for picture in pictures],
                     "caption": [names[label] for label in labels],
+                    "label": [names[label] for label in labels],
                     "filename": [f"{half}-{number:05d}.png" for number in range(len(pictures))],
                 }
             )

@@ -16,6 +16,7 @@ from carrara.conditions import (
     Layout,
     Map,
     Mask,
+    Relief,
     SmallImage,
     brightness,
     cluster,
@@ -24,6 +25,7 @@ from carrara.conditions import (
     edges,
     missing,
     read_by,
+    relief,
     tell,
 )
 from carrara.errors import DataError
@@ -60,6 +62,7 @@ def inputs(down: int = 1) -> list[Input]:
         Layout(channels=3, colours=3, cell=2, down=down),
         SmallImage(channels=3, size=(16, 16), side=4, down=down),
         Map(name="depth", channels=1, down=down),
+        Relief(down=down),
         Embedding(tower, channels=3, size=(16, 16)),
     ]
     for one in made:
@@ -129,6 +132,45 @@ def test_overlap() -> None:
     assert 0 < far < 1
     assert far == edge_overlap(a.roll(4, 3), a)
     assert edge_overlap(a, a.roll(4, 3), tolerance=4) == 1
+
+
+# --- reliefs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_relief_rises_from_the_ground() -> None:
+    """Of a square 1, 2, 3, ... steps from its edge inwards, up to `reach`; nothing of it depends on its colours."""
+    found = relief(square(), reach=0.25)[0, 0] * 8
+    row = [0.0] * 8 + [1.0, 2, 3, 4, 5, 6, 7, 8, 8, 7, 6, 5, 4, 3, 2, 1] + [0.0] * 8
+    torch.testing.assert_close(found[16], torch.tensor(row))
+    torch.testing.assert_close(found[:, 16], torch.tensor(row))
+    assert found[8:24, 8:24].min() == 1
+    assert torch.equal(relief(-square(), reach=0.25)[0, 0] * 8, found)
+    assert torch.equal(relief(square(), reach=0.125).mul(4).round(), found.clamp(max=4)[None, None])
+
+
+def test_a_relief_is_as_round_as_an_octagon() -> None:
+    y, x = (n - 31.5 for n in torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij"))
+    apart = torch.hypot(y, x)
+    found = relief(torch.where(apart < 24, 1.0, -1.0)[None, None], reach=0.5)[0, 0] * 32
+    inside = apart < 24
+    assert torch.equal(found > 0, inside)
+    assert (found - (24 - apart))[inside].abs().max() < 3
+
+
+def test_holes_are_no_ground_and_what_touches_the_border_is_no_edge() -> None:
+    ring = square()
+    ring[:, :, 12:20, 12:20] = -1
+    assert torch.equal(relief(ring), relief(square()))
+    half = -torch.ones(1, 3, 32, 32)
+    half[:, :, 20:] = 1  # the border is black for the most part
+    assert relief(half)[0, 0, 20:, 0].mul(8).round().tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8]
+    assert not relief(torch.zeros(1, 3, 8, 8)).any()
+
+
+def test_reliefs_depend_on_their_own_row() -> None:
+    pictures = torch.cat([smooth(), noise(2), square(16, 4, 12)])
+    whole = relief(pictures)
+    assert all(torch.equal(whole[i : i + 1], relief(pictures[i : i + 1])) for i in range(len(pictures)))
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -217,7 +259,7 @@ def test_labels_from_files_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("down", [1, 4])
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_parts_of_the_condition(number: int, down: int) -> None:
     """Shapes; a null of zeros of that shape; rows of their own; nothing is lost in folding."""
     one = inputs(down)[number]
@@ -243,7 +285,7 @@ def test_parts_of_the_condition(number: int, down: int) -> None:
 
 
 def test_an_embedding_is_white_and_frozen() -> None:
-    one = inputs()[5]
+    one = inputs()[-1]
     pictures = smooth(64)
     one.measure([pictures[:32], pictures[32:]])
     seen = one.encode(pictures)[:, 0, :-1].double()
@@ -267,6 +309,7 @@ def test_an_embedding_is_white_and_frozen() -> None:
         (lambda: Edges(weak=0.2, strong=0.1), "weak = 0.2"),
         (lambda: Mask(channels=3, name="hole"), "name it mask"),
         (lambda: Layout(channels=3, colours=1), "colours = 1"),
+        (lambda: Relief(reach=0.0), "reach = 0.0"),
         (lambda: Map(name="depth", channels=1).computed(noise(), RNG), "depth_file_name"),
     ],
 )
@@ -281,11 +324,11 @@ def test_telling() -> None:
     given = {"edges": torch.ones(2, 1, 16, 16), "image": noise(2), "embedding": noise(2)}
     assert read_by(every, given) == {"edges", "embedding"}  # an image alone is to be edited
     told = finish(tell(Condition(), every, given, rows=2, size=(16, 16)))
-    assert set(told.controls) == {"edges", "mask", "layout", "small", "depth"}
+    assert set(told.controls) == {"edges", "mask", "layout", "small", "depth", "relief"}
     assert set(told.adapters) == {"embedding"}
     assert torch.equal(told.controls["edges"], torch.ones(2, 2, 16, 16))
     assert told.adapters["embedding"].any()
-    assert not any(told.controls[name].any() for name in ("mask", "layout", "small", "depth"))
+    assert not any(told.controls[name].any() for name in ("mask", "layout", "small", "depth", "relief"))
     assert told.without(["edges", "embedding"]).controls["edges"].sum() == 0
     needed = [Edges(drop=0.0), Mask(channels=3, drop=0.0)]
     assert [one.name for one in missing(needed, {"image"})] == ["edges", "mask"]

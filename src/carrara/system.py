@@ -155,7 +155,13 @@ class System:
         for one in self.conditions:
             if one.needs == (one.name,) and one.name in inputs:
                 _check_picture(one.name, inputs[one.name], (len(request.seeds), one.planes), one.low)
-                wanted = one.side or tuple(n * self._down for n in self._shape(request)[-2:])
+                made = tuple(n * self._down for n in self._shape(request)[-2:])
+                if one.size is not None and one.size != made:
+                    raise ValueError(
+                        f"{one.name} is for pictures of {one.size[0]} x {one.size[1]}, and {made[0]} x {made[1]} were "
+                        f"asked for; make that size, or leave {one.name} out"
+                    )
+                wanted = one.side or made
                 if (size := tuple(inputs[one.name].shape[2:])) != wanted:
                     raise ValueError(f"{one.name} has {size[0]} x {size[1]} pixels, expected {wanted[0]} x {wanted[1]}")
 

@@ -175,6 +175,18 @@ def test_what_is_not_told_is_said(told: Path, plain: Path, files: Path, tmp_path
     assert "Not told" not in done("sample", plain, "cat", "--steps", 2, "--out", tmp_path / "plain").out
 
 
+def test_what_was_most_likely_meant_otherwise_is_said(told: Path, files: Path, tmp_path: Path) -> None:
+    lines = np.asarray(Image.open(files / "lines.png"))
+    Image.fromarray(255 - lines).save(tmp_path / "inverted.png")
+    Image.fromarray(np.zeros_like(lines)).save(tmp_path / "black.png")
+    words = ("--steps", 1, "--image", files / "picture.png", "--mask", tmp_path / "black.png")
+    said = done("sample", told, "--input", f"lines={tmp_path / 'inverted.png'}", *words, "--out", tmp_path / "out").err
+    assert "lines: most of it is white, and edges are white lines on black" in " ".join(said.split())
+    assert "mask: it is black throughout, so that nothing is made" in " ".join(said.split())
+    right = ("--input", f"lines={files / 'lines.png'}", "--image", files / "picture.png", "--mask", files / "mask.png")
+    assert not done("sample", told, "--steps", 1, *right, "--out", tmp_path / "right").err
+
+
 def test_controls(plain: Path, control: Path, files: Path, tmp_path: Path) -> None:
     """Taken along for one command, or into the model folder; without a picture the generator is as it was."""
     bare = sample(plain, files, tmp_path / "bare", "cat")
@@ -216,6 +228,11 @@ def test_controls(plain: Path, control: Path, files: Path, tmp_path: Path) -> No
             [*LINES, "--image", "picture.png", "--mask", "mask.png", "--strength", "0.5"],
             2,
             "--strength has no effect: this model was trained to make what a mask covers",
+        ),
+        (
+            [*LINES, "--input", "small=small.png", "--size", "16x24"],
+            2,
+            "small is for pictures of 16 x 16, and 16 x 24 were asked for; make that size, or leave small out",
         ),
     ],
 )

@@ -46,14 +46,14 @@ def read_inputs(system: System, files: Files, size: tuple[int, int] | None, voic
     RecipeError for what cannot be used together and for an input that is missing, DataError for a file that is no
     picture, StorageError for one that cannot be read.
     """
-    given, computed = _named("--input", files.given), _named("--from", files.computed)
+    named, computed = _named("--input", files.given), _named("--from", files.computed)
     for name in _EDITED:
-        if name in given and getattr(files, name) is not None:
+        if name in named and getattr(files, name) is not None:
             raise RecipeError(f"--{name} and --input {name} are the same; give one of them")
-    image, mask = (getattr(files, name) or given.pop(name, None) for name in _EDITED)
+    image, mask = (getattr(files, name) or named.pop(name, None) for name in _EDITED)
     begun = _edited(system, image, mask, size)
-    for option, named in (("--input", given), ("--from", computed)):
-        for name, path in named.items():
+    for option, paths in (("--input", named), ("--from", computed)):
+        for name, path in paths.items():
             one = _input(system, option, name)
             if name in begun.inputs:
                 raise RecipeError(f"{name} is given by --input and by --from; give it once")
@@ -61,6 +61,10 @@ def read_inputs(system: System, files: Files, size: tuple[int, int] | None, voic
             begun.inputs[name] = read(system, one, path, size)
             begun.files.setdefault("inputs" if option == "--input" else "from", {})[name] = path.name
     _tell_missing(system, begun, voice)
+    for known in system.conditions:
+        given = [begun.inputs[name] for name in known.needs if name in begun.inputs]
+        if len(given) == len(known.needs) and (doubt := known.doubt(*given)):
+            voice.warn(f"{known.name}: {doubt}")
     return begun
 
 

@@ -7,6 +7,7 @@ from carrara.conditions.embedding import Embedding
 from carrara.conditions.layout import Layout, cluster
 from carrara.conditions.map import Map
 from carrara.conditions.mask import Mask, draw_masks
+from carrara.conditions.relief import Relief, relief
 from carrara.conditions.small import SmallImage
 from carrara.conditions.telling import missing, read_by, tell
 
@@ -19,6 +20,7 @@ __all__ = [
     "Map",
     "Mask",
     "PlaneInput",
+    "Relief",
     "SmallImage",
     "brightness",
     "cluster",
@@ -28,5 +30,6 @@ __all__ = [
     "edges",
     "missing",
     "read_by",
+    "relief",
     "tell",
 ]

@@ -31,9 +31,10 @@ class Input(nn.Module, ABC):
 
     `needs` are the names of the pictures that it is made of, `planes` how many channels the one of its own name has,
     `low` the least of its values (the most is 1), `side` its (height, width) in pixels, None for that of the pictures
-    made, `nearest` whether its values are labels, which are never blended, `computable` whether it can be computed from
-    a picture alone, and `optional` whether the generator knows what it is without. `channels` is what a network is
-    built for; `drop` the share of rows that it is trained on without.
+    made, `size` the only (height, width) of pictures that it is for, None for any, `nearest` whether its values are
+    labels, which are never blended, `computable` whether it can be computed from a picture alone, and `optional`
+    whether the generator knows what it is without. `channels` is what a network is built for; `drop` the share of rows
+    that it is trained on without.
     """
 
     part: ClassVar[Literal["controls", "adapters"]] = "controls"
@@ -43,6 +44,7 @@ class Input(nn.Module, ABC):
     planes: int
     channels: int
     side: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
 
     def __init__(self, name: str, drop: float) -> None:
         super().__init__()
@@ -77,6 +79,10 @@ class Input(nn.Module, ABC):
         """What was given as a picture to look at: values in [-1, 1], one or three channels."""
         own = given[-1]
         return own if self.low == -1 else 2 * own - 1
+
+    def doubt(self, *given: Tensor) -> str:
+        """What is odd about what was given, where it was most likely meant otherwise; empty for nothing."""
+        return ""
 
     def of(self, pictures: Tensor, beside: Mapping[str, Tensor], rng: Rng) -> tuple[Tensor, ...]:
         """What `encode` takes for rows of a data set: the pictures that lie `beside` them, or what is computed."""

@@ -132,3 +132,8 @@ class Edges(Configured, PlaneInput):
 
     def encode(self, *given: Tensor) -> Tensor:
         return self.folded((given[0] > 0.5).float())
+
+    def doubt(self, *given: Tensor) -> str:
+        if float((given[0] > 0.5).float().mean()) <= 0.5:
+            return ""
+        return "most of it is white, and edges are white lines on black; give it with black and white exchanged"

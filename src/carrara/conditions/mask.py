@@ -66,3 +66,6 @@ class Mask(Configured, PlaneInput):
 
     def shown(self, *given: Tensor) -> Tensor:
         return given[0] * (given[1] == 0)
+
+    def doubt(self, *given: Tensor) -> str:
+        return "" if bool((given[1] > 0).any()) else "it is black throughout, so that nothing is made; white is made"

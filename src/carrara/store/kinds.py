@@ -192,6 +192,7 @@ TABLES: dict[str, dict[str, str]] = {
         "layout": "carrara.conditions.layout:Layout",
         "map": "carrara.conditions.map:Map",
         "mask": "carrara.conditions.mask:Mask",
+        "relief": "carrara.conditions.relief:Relief",
         "small": "carrara.conditions.small:SmallImage",
     },
     "control_network": {
