@@ -116,7 +116,9 @@ def text_encoder(name: str | Table, pictures: Pictures, device: torch.device) ->
         return Unconditional()
     if name == "labels":
         if not pictures.classes:
-            raise RecipeError('task.text: "labels" needs pictures in class folders; none were found')
+            raise RecipeError(
+                'task.text: "labels" needs pictures in class folders, or a column label in their metadata; neither was found'
+            )
         return Labels(pictures.classes).to(device)
     if source := check_text(name):
         return pretrained_text(source, pictures, device)
