@@ -117,7 +117,8 @@ def text_encoder(name: str | Table, pictures: Pictures, device: torch.device) ->
     if name == "labels":
         if not pictures.classes:
             raise RecipeError(
-                'task.text: "labels" needs pictures in class folders, or a column label in their metadata; there is neither'
+                'task.text: "labels" needs pictures in class folders, or a column label in their metadata; neither is '
+                "there"
             )
         return Labels(pictures.classes).to(device)
     if source := check_text(name):
