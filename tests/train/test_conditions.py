@@ -482,6 +482,26 @@ def test_embeddings_and_latents(parts: Path) -> None:
     assert not torch.equal(other, made)
 
 
+def test_joint_attention(parts: Path) -> None:
+    """An MM-DiT is trained and sampled under words and edges; what has no words is refused, and so is a control."""
+    network = {"kind": "mmdit", "patch": 4, "width": 16, "depth": 2, "heads": 2}
+    task = {"text": str(parts / "text"), "network": network, "inputs": {"edges": {"kind": "edges"}}}
+    run = run_of(parts, "joint", task, steps=6)
+    run.train(progress=False, rehearsal=False)
+    system = assemble(parts / "joint-system", generator=parts / "joint", text=parts / "text")
+    made = []
+    for prompt in ("red", "blue", "red"):
+        *_, last = system.generate([prompt], seeds=[0])
+        made.append(last.images)
+    assert torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], made[1])
+    for text in ("labels", "unconditional"):
+        with pytest.raises(RecipeError, match="an mmdit reads words .* this text encoder has none"):
+            run_of(parts, "wordless", {"text": text, "network": network}, steps=1)
+    with pytest.raises(RecipeError, match="a MMDiT cannot be controlled; UNets and DiTs can"):
+        control_of(parts, parts / "joint-system", "joint-control", 1)
+
+
 # --- controls ---------------------------------------------------------------------------------------------------------
 
 
