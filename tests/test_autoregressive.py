@@ -299,6 +299,10 @@ def test_what_does_not_fit_is_refused() -> None:
         network(**TOLD)(torch.zeros(1, 0, dtype=torch.int64))
     with pytest.raises(ValueError, match="drop image"):
         net(torch.zeros(1, 0, dtype=torch.int64), Condition(image=torch.zeros(1, 1, 2, 2)))
+    wrong: dict[str, object]
+    for wrong in ({"depth": 0}, {"heads": 0}, {"width": 0}, {"vocabulary": 0}, {"ratio": 0.0}, {"ratio": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            network(**wrong)
     with pytest.raises(ValueError, match="heads that divide it"):
         network(heads=3)
     assert Ask(net, (torch.zeros(1, 0, dtype=torch.int64),)).state is None

@@ -240,6 +240,8 @@ def test_half_precision_stays_near() -> None:
     "changes, says",
     [
         ({"levels": (0, 0)}, "leaves no z at all"),
+        ({"latent": 0}, "latent=0; give a number from 1 up"),
+        ({"widths": ()}, r"widths=\(\); give numbers"),
         ({"levels": (1,)}, "one number from 0 up for each width"),
         ({"blocks": (1, -1)}, "blocks="),
         ({"patch": 3}, "does not divide into patches of 3"),

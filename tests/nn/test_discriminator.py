@@ -133,6 +133,12 @@ def test_wrong_shapes_are_refused() -> None:
         generator()(normal(2, 6), Condition())
     with pytest.raises(ValueError, match=r"built for \(8, 8\)"):
         discriminator()(normal(2, 3, 4, 4), Condition())
+    made: tuple[tuple[Any, str], ...] = ((generator, "noise"), (generator, "heads"), (discriminator, "features"))
+    for network, wrong in made:
+        with pytest.raises(ValueError, match=f"{wrong}=0; give a number from 1 up"):
+            network(**{wrong: 0})
+    with pytest.raises(ValueError, match=r"widths=\(16, 0\); give numbers, each from 1 up"):
+        generator(widths=(16, 0))
     with pytest.raises(ValueError, match="groups of 7"):
         discriminator(group=7)
 

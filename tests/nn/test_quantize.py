@@ -201,6 +201,7 @@ def test_quantising_is_computed_in_float32() -> None:
     "build, says",
     [
         (lambda: VectorQuantizer(vocabulary=1), "at least 2 codes"),
+        (lambda: VectorQuantizer(channels=0), "channels=0"),
         (lambda: VectorQuantizer(decay=1.0), "decay = 1.0"),
         (lambda: VectorQuantizer(commitment=-1.0), "commitment = -1.0"),
         (lambda: VectorQuantizer(revive=1.0), "revive = 1.0"),

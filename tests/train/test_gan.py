@@ -22,11 +22,11 @@ from carrara.system import System
 from carrara.train.checkpoint import checkpoints, read_checkpoint
 from carrara.train.log import Event, read_log
 from carrara.train.parallel import World
-from carrara.train.recipe import Recipe, Run
+from carrara.train.recipe import Recipe, Run, read_recipe
 from carrara.train.settings import Training
 from carrara.train.state import State
 from carrara.train.step import train_step
-from carrara.train.tasks import GanTask
+from carrara.train.tasks import GanRecipe, GanTask
 from carrara.types import Condition
 
 # Two classes of two modes each: the half that is bright, in a colour of the class.
@@ -242,3 +242,17 @@ def test_wrong_recipes_are_refused(pictures: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=said):
             run(pictures, tmp_path / "run", task)
+
+
+def test_the_emoji_recipe(pictures: Path, tmp_path: Path) -> None:
+    """It is read, has no momentum, its penalties fall, and it trains."""
+    path = Path(__file__).parents[2] / "recipes" / "emoji" / "gan.toml"
+    recipe = read_recipe(path)
+    assert recipe.out == "runs/emoji/gan" and 0 < recipe.minutes <= 25
+    assert isinstance(recipe.task, GanRecipe) and recipe.train.betas == (0.0, 0.99)
+    assert recipe.task.loss.gamma.first > recipe.task.loss.gamma.last > 0
+    small = [f"data.folder={pictures / 'pictures'}", "data.heldout=0.2", "data.size=8", f"out={tmp_path / 'run'}"]
+    small += ["task.text=labels", "task.decoder=pixels", "task.network.widths=[16,16]", "task.network.blocks=1"]
+    small += ["task.discriminator.widths=[16,16]", "minutes=0", "train.steps=2", "train.batch=4", "train.warmup=1"]
+    outcome = Run(read_recipe(path, small), cache=tmp_path / "cache").train(progress=False, rehearsal=False)
+    assert outcome.steps == 2

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from carrara.config import Configured
 from carrara.nn.attention import Attention, attend, attend_causal
 from carrara.nn.embed import check_part
-from carrara.nn.layers import dtype_of, feed_forward, initialise
+from carrara.nn.layers import check_counts, dtype_of, feed_forward, initialise
 from carrara.types import Condition
 
 __all__ = ["Cache", "CausalTransformer"]
@@ -118,8 +118,9 @@ class CausalTransformer(Configured, nn.Module):
     ) -> None:
         super().__init__()
         rows, columns = (size, size) if isinstance(size, int) else size
-        if min(rows, columns, depth) < 1:
-            raise ValueError(f"size {rows} x {columns} and depth {depth}; give at least 1 of each")
+        check_counts(vocabulary=vocabulary, size=(rows, columns), width=width, depth=depth, heads=heads)
+        if not width * ratio >= 1:
+            raise ValueError(f"ratio={ratio} leaves nothing of a width of {width}; give a number above 0, such as 4")
         self.length = rows * columns
         self.read, self.told = context, vector
         self.words = nn.Embedding(vocabulary, width)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from carrara.config import Configured
 from carrara.nn.bottleneck import Bottleneck, Resize, gained, halvings, pooled, usual_widths
-from carrara.nn.layers import check_channels, dtype_of
+from carrara.nn.layers import check_channels, check_counts, dtype_of
 from carrara.types import Condition
 
 __all__ = ["Discriminator"]
@@ -46,6 +46,7 @@ class Discriminator(Configured, nn.Module):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         widths = (widths or usual_widths((height, width)))[::-1]
+        check_counts(features=features, widths=widths, blocks=blocks, expansion=expansion, group=group)
         if len(widths) - 1 > halvings((height, width)):
             raise ValueError(
                 f"{len(widths)} widths need a size that can be halved {len(widths) - 1} times down to 4 or more, and "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from carrara.config import Configured
 from carrara.nn.attention import Attention
 from carrara.nn.bottleneck import Bottleneck, Resize, gained, halvings, pooled, usual_widths
-from carrara.nn.layers import dtype_of, zero
+from carrara.nn.layers import check_counts, dtype_of, zero
 from carrara.types import Condition
 
 __all__ = ["ConvGenerator"]
@@ -74,6 +74,9 @@ class ConvGenerator(Configured, nn.Module):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         widths = widths or usual_widths((height, width))
+        check_counts(
+            noise=noise, style=style, widths=widths, blocks=blocks, heads=heads, expansion=expansion, group=group
+        )
         if len(widths) - 1 > halvings((height, width)):
             raise ValueError(
                 f"{len(widths)} widths need a size that can be halved {len(widths) - 1} times down to 4 or more, and "

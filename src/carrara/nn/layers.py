@@ -20,6 +20,7 @@ __all__ = [
     "ResidualBlock",
     "Upsample",
     "check_channels",
+    "check_counts",
     "dtype_of",
     "feed_forward",
     "initialise",
@@ -54,6 +55,15 @@ def initialise(module: nn.Module) -> None:
 def dtype_of(module: nn.Module) -> torch.dtype:
     """What the module's weights are made of, and so what it is to be fed."""
     return next(module.parameters()).dtype
+
+
+def check_counts(**counts: int | tuple[int, ...]) -> None:
+    """Refuse settings that count something, or several things, and are not all 1 or more."""
+    for name, count in counts.items():
+        every = count if isinstance(count, tuple) else (count,)
+        if not every or min(every) < 1:
+            wanted = "numbers, each" if isinstance(count, tuple) else "a number"
+            raise ValueError(f"{name}={count}; give {wanted} from 1 up")
 
 
 def check_channels(x: Tensor, channels: int, what: str = "x") -> None:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.config import Configured
-from carrara.nn.layers import check_channels
+from carrara.nn.layers import check_channels, check_counts
 from carrara.rng import Rng
 
 __all__ = ["FSQ", "Quantized", "Quantizer", "Seen", "VectorQuantizer"]
@@ -74,6 +74,7 @@ class Quantizer(Configured, nn.Module, ABC):
         super().__init__()
         if vocabulary < 2:
             raise ValueError(f"a vocabulary of {vocabulary} says nothing; give at least 2 codes")
+        check_counts(channels=channels)
         if not 0 <= decay < 1:
             raise ValueError(f"decay = {decay}; give the share of the running mean that a step keeps, in [0, 1)")
         self.vocabulary, self.channels, self._decay = vocabulary, channels, decay

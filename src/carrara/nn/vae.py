@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from carrara.config import Configured
 from carrara.nn.attention import SpatialAttention
 from carrara.nn.embed import check_part
-from carrara.nn.layers import NormKind, ResidualBlock, check_channels, dtype_of, initialise, norm, zero
+from carrara.nn.layers import (
+    NormKind,
+    ResidualBlock,
+    check_channels,
+    check_counts,
+    dtype_of,
+    initialise,
+    norm,
+    zero,
+)
 from carrara.types import Condition
 
 __all__ = ["LadderNetwork", "Residual"]
@@ -187,6 +196,7 @@ class LadderNetwork(Configured, nn.Module):
     ) -> None:
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
+        check_counts(patch=patch, widths=widths, latent=latent, heads=heads)
         _check(height, width, patch, widths, blocks, levels, attention, context)
         self.in_channels, self.patch, self.size = in_channels, patch, (height, width)
         self.vector, self.context = vector, context
@@ -311,7 +321,7 @@ def _check(
     attention: tuple[int, ...],
     context: int | None,
 ) -> None:
-    if patch < 1 or height % patch or width % patch:
+    if height % patch or width % patch:
         raise ValueError(f"size {height} x {width} does not divide into patches of {patch}; choose another `patch`")
     for name, counts in (("blocks", blocks), ("levels", levels)):
         if len(counts) != len(widths) or any(count < 0 for count in counts):
