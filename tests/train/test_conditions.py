@@ -496,7 +496,7 @@ def test_joint_attention(parts: Path) -> None:
     assert torch.equal(made[0], made[2])
     assert not torch.equal(made[0], made[1])
     for text in ("labels", "unconditional"):
-        with pytest.raises(RecipeError, match="an mmdit reads words .* this text encoder has none"):
+        with pytest.raises(RecipeError, match=r"an mmdit reads words .* this text encoder has none"):
             run_of(parts, "wordless", {"text": text, "network": network}, steps=1)
     with pytest.raises(RecipeError, match="a MMDiT cannot be controlled; UNets and DiTs can"):
         control_of(parts, parts / "joint-system", "joint-control", 1)

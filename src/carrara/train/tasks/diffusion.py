@@ -51,8 +51,8 @@ class Denoising:
         derived: dict[str, Any] = {"in_channels": channels, "out_channels": channels * (1 + self.learned_variance)}
         if self.network.get("kind") == "mmdit" and "context" not in widths:
             raise RecipeError(
-                'task.network: an mmdit reads words beside patches, and this text encoder has none; give kind = "dit", or '
-                "a text encoder with tokens"
+                'task.network: an mmdit reads words beside patches, and this text encoder has none; give kind = "dit", '
+                "or a text encoder with tokens"
             )
         if self.network.get("kind") in ("dit", "mmdit"):
             derived["size"] = height if height == width else [height, width]
