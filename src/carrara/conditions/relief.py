@@ -44,10 +44,18 @@ def _ground(values: Tensor, tolerance: float) -> Tensor:
     like = (values - colour).abs().amax(1, keepdim=True) <= tolerance
     ground = like & rim
     while True:
-        more = like & _near4(ground)
+        more = _joined(_joined(ground, like, 3), like, 2)
         if torch.equal(more, ground):
             return ground
         ground = more
+
+
+def _joined(ground: Tensor, like: Tensor, axis: int) -> Tensor:
+    """The runs of `like` along an axis that have some ground in them: (B, 1, H, W) bool all three."""
+    run = (~like).cumsum(axis)  # each run has a number of its own
+    found = ground.new_zeros(run.shape, dtype=torch.float32)
+    found = torch.cat([found, found.narrow(axis, 0, 1)], axis).scatter_reduce(axis, run, ground.float(), "amax")
+    return like & (found.gather(axis, run) > 0)
 
 
 def _near4(marked: Tensor) -> Tensor:
