@@ -32,6 +32,7 @@ __all__ = [
     "measure",
     "order",
     "read",
+    "rounded",
     "spread",
     "write",
 ]
@@ -181,18 +182,18 @@ def write(record: Record, path: Path) -> Path:
     """Writes the record; a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(_rounded(asdict(record)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(rounded(asdict(record)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, path)
     return path
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """The value with floats cut to six digits, which is more than any clock here can tell."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read(path: Path) -> Record:

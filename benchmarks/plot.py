@@ -1,4 +1,7 @@
-"""The page of all results: `python -m benchmarks.plot` reads benchmarks/results/*.json and writes index.html there."""
+"""The page of all results: `python -m benchmarks.plot` reads benchmarks/results/*.json and writes index.html there.
+
+Comparisons of models (compare-NAME.json) are not about speed beside others and stand in docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=RESULTS, help="where the JSON files are")
     folder = parser.parse_args(arguments).folder
     ranks = {name: rank for rank, name in enumerate(NAMES)}
-    paths = sorted(folder.glob("*.json"), key=lambda path: (ranks.get(path.stem, len(ranks)), path.stem))
+    found = [path for path in folder.glob("*.json") if not path.stem.startswith("compare-")]
+    paths = sorted(found, key=lambda path: (ranks.get(path.stem, len(ranks)), path.stem))
     print(page([read(path) for path in paths]).write(folder / "index.html"))
 
 

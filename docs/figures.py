@@ -5,9 +5,11 @@
     python docs/figures.py --target   the same for docs/data/target.json (ten minutes)
 
 docs/choosing.md says which commands made the data of samplers; `python -m benchmarks.recipes NAME` makes that of
-recipes in docs/data/results. A page holds <!--NAME.PATH FORMAT-->number<!--/--> for a number, <!--error CASE SAMPLER
-GRID BUDGET-->number<!--/--> for the error of a sampler, and <!--table NAME-->, <!--/table--> around a table; what
-stands between is replaced. tests/test_docs.py checks that the pages and pictures are those of the data.
+recipes in docs/data/results, and `python -m benchmarks.emoji` benchmarks/results/compare-emoji.json: before that is
+there, its tables and pictures say so. A page holds <!--NAME.PATH FORMAT-->number<!--/--> for a number, <!--error CASE
+SAMPLER GRID BUDGET-->number<!--/--> for the error of a sampler, and <!--table NAME-->, <!--/table--> around a table, or
+what else is made of data; what stands between is replaced. tests/test_docs.py checks that the pages and pictures are
+those of the data.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from carrara.evaluate.plot import Axis, Chart, Lines, Series, number
+from carrara.evaluate.plot import Axis, Chart, Lines, Scatter, Series, number
 from carrara.evaluate.sampler_page import best_grids, different, distance_chart, error_chart, rows_of
+from carrara.evaluate.words import value_words, word
 
 DOCS = Path(__file__).parent
+BENCHMARKS = DOCS.parent / "benchmarks" / "results"
 STOPS = (30, 100, 300, 1000, 3000, 10000)
 SHARES = tuple(i / 16 for i in range(1, 17))
 
@@ -33,8 +37,10 @@ Rows = Sequence[Sequence[object]]
 
 @functools.cache
 def data(name: str) -> Any:
-    """docs/data/NAME.json."""
-    return json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
+    """docs/data/NAME.json, or else benchmarks/results/NAME.json."""
+    path = DOCS / "data" / f"{name}.json"
+    path = path if path.is_file() else BENCHMARKS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def measured_why() -> dict[str, Any]:
@@ -129,6 +135,33 @@ def results_charts() -> Iterator[tuple[str, Chart]]:
     lines = [Series(name.removesuffix("-cpu"), p["rate"], p["distortion"]) for name, p in profiles if "mnist" in name]
     axes = Axis("bits a dimension sent so far"), Axis("rms error, grey levels", log=True)
     yield "results-rate", Lines("Rate and distortion on MNIST", lines, *axes)
+    yield from emoji_charts()
+
+
+EMOJI = "compare-emoji"
+COSTS = {
+    "seconds_per_picture": "seconds a picture",
+    "parameters": "parameters",
+    "training_seconds": "seconds of training",
+}
+
+
+def emoji() -> Any:
+    """The comparison of the emoji's generators; None before it is made."""
+    return data(EMOJI) if (BENCHMARKS / f"{EMOJI}.json").is_file() else None
+
+
+def emoji_charts() -> Iterator[tuple[str, Chart]]:
+    """Prompt fidelity of the emoji's generators against what they cost."""
+    rows = (emoji() or {"rows": []})["rows"]
+    for cost, label in COSTS.items():
+        known = [row for row in rows if cost in row]
+        if known:
+            names, costs = [row["name"] for row in known], [row[cost] for row in known]
+            shares = [100 * row["prompt_fidelity_top1"] for row in known]
+            title = f"Prompt fidelity against {label}"
+            chart = Scatter(title, names, costs, shares, Axis(label, log=True), Axis("prompt fidelity, %"))
+            yield f"results-emoji-{cost.replace('_', '-')}", chart
 
 
 def drawn(chart: Chart) -> str:
@@ -266,7 +299,62 @@ def results_table() -> tuple[Sequence[str], Rows]:
     return header, rows
 
 
-TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
+EMOJI_FIGURES = (
+    "prompt_fidelity_top1", "prompt_fidelity_top1_contrastive", "kid", "fd", "coverage", "diversity", "memorised_share",
+    "bits_per_dim", "seconds_per_picture", "parameters", "training_seconds",
+)  # fmt: skip
+DECODER_FIGURES = ("psnr_db", "above_bicubic_db", "ssim", "reconstruction_fd", "vocabulary_used", "perplexity",
+                   "parameters")  # fmt: skip
+
+
+def figure_table(rows: Sequence[Any], roots: Sequence[str]) -> tuple[Sequence[str], Rows]:
+    """A row a thing that was measured, its figures with their intervals and marks; those that none has are left out."""
+    network = emoji()["extractor"]
+    slug = re.sub(r"[^a-z0-9]+", "_", network["name"].lower())
+    names = [root if any(root in row for row in rows) else f"{root}_{slug}" for root in roots]
+    names = [name for name in names if any(name in row for row in rows)]
+    header = ("", *(word(name, network["name"]).label for name in names))
+    return header, [[row["name"], *(_figure(name, row) for name in names)] for row in rows]
+
+
+def _figure(name: str, row: Any) -> str:
+    facts = {"figures": row, "intervals": row.get("intervals", {}), "marks": row.get("marks", {})}
+    return value_words(name, facts).replace("-", "−") if name in row else "–"
+
+
+def emoji_table() -> tuple[Sequence[str], Rows]:
+    """The generators of emoji by one measure."""
+    return figure_table(emoji()["rows"], EMOJI_FIGURES)
+
+
+def emoji_decoders_table() -> tuple[Sequence[str], Rows]:
+    """What becomes of held-out pictures in their decoders."""
+    return figure_table(emoji()["decoders"], DECODER_FIGURES)
+
+
+def emoji_goals_table() -> tuple[Sequence[str], Rows]:
+    """What was aimed at."""
+    rows = [
+        [goal["what"], number(goal["reached"], 3), number(goal["limit"], 3), "yes" if goal["met"] else "no"]
+        for goal in emoji()["goals"]
+    ]
+    return ("goal", "reached", "limit", "met"), rows
+
+
+def emoji_pictures() -> str:
+    """Pictures of the same prompts and seeds, the data's own first, and what it cost."""
+    found = emoji()
+    names = ["data", *(row["name"] for row in found["rows"])]
+    lines = ["| | |", "| --- | --- |", *(f"| {name} | ![{name}](images/emoji-{name}.png) |" for name in names)]
+    machine = found["facts"]["machine"]
+    said = ", ".join(found["prompts"])
+    charts = "\n".join(f"![{chart.title}](images/{name}.svg)" for name, chart in emoji_charts())
+    about = f"From the left: {said}."
+    where = f"{found['samples']['count']:,} samples of each on {machine['processor']}, {machine['cores']} cores."
+    return "\n\n".join(("\n".join(lines), about, where, charts))
+
+
+TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "why-bound": bound_table,
     "why-training": training_table,
     "why-correction": correction_table,
@@ -280,12 +368,21 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows]]] = {
     "choosing-model": model_table,
     "choosing-target": target_table,
     "results-recipes": results_table,
+    "results-emoji": emoji_table,
+    "results-emoji-decoders": emoji_decoders_table,
+    "results-emoji-goals": emoji_goals_table,
+    "results-emoji-pictures": emoji_pictures,
 }
 
 
 def table(name: str) -> str:
-    """A table of Markdown, without the lines around it."""
-    header, rows = TABLES[name]()
+    """A table of Markdown, without the lines around it; a sentence where its data are not there."""
+    if name.startswith("results-emoji") and emoji() is None:
+        return "*Not measured yet.*"
+    made = TABLES[name]()
+    if isinstance(made, str):
+        return made
+    header, rows = made
     columns = zip(*rows, strict=True)
     marks = ["--:" if all(re.match(r"[−+]?\d|$", str(cell)) for cell in column) else "---" for column in columns]
     lines = [header, marks, *rows]

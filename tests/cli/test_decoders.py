@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from carrara.nn.upsampler import ResidualUpsampler
 from carrara.store import load_component, save_component
 from carrara.store.safetensors_io import save_tensors
 from carrara.text import Unconditional
+from carrara.train.tasks.generator import condition_widths
 
 from .conftest import done, run, write_pictures
 
@@ -119,3 +121,50 @@ def test_decoding_that_cannot_be(cascade: Path, tmp_path: Path) -> None:
     assert said.code == 2 and "--augmentation is of diffusion upsamplers" in said.err
     said = run("likelihood", tmp_path / "plain", "--data", tmp_path, "--out", tmp_path / "l")
     assert said.code == 2 and "small pictures (3, 8, 8)" in said.err
+
+
+def test_a_decoder_is_measured_by_itself(published: Path, project: Path, tmp_path: Path) -> None:
+    done("import", published / "tiny.safetensors", tmp_path / "tiny", "--size", 16)
+    words = ["evaluate", "tiny", "--data", published / "pics", "--extractor", "pixels", "--reference", "all"]
+    said = done(*words, "--n", 20, cwd=tmp_path).out
+    assert "tiny: 20 pictures of pics at 16 x 16 pixels, encoded as latent 4 x 8 x 8 and decoded" in said
+    assert "PSNR" in said and "reconstruction FD-pixels" in said
+    facts = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert set(facts["figures"]) == {"psnr_db", "ssim", "reconstruction_fd_pixels", "seconds_per_picture", "parameters"}
+    assert "There and back" in (tmp_path / "evaluation" / "report.html").read_text()
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert "imported from" in card and card.count("## Measured") == 1
+    done(*words, cwd=tmp_path)
+    assert (tmp_path / "tiny" / "README.md").read_text().count("## Measured") == 1
+    assert done("show", "tiny", cwd=tmp_path).out  # still a component
+    said_again = json.loads(done(*words, "--json", "--no-card", cwd=tmp_path).out)
+    assert said_again["reference"]["pictures"] == 40
+    for more, code, says in (
+        (["--steps", 4], 2, "--steps is of whole models, and tiny is a decoder"),
+        (["--per-prompt", 2], 2, "--per-prompt is of whole models"),
+        (["--shard", "1/2"], 2, "--shard is of whole models"),
+    ):
+        ended = run(*words, *more, cwd=tmp_path)
+        assert ended.code == code and says in ended.err, ended.err
+    ended = run("evaluate", project / "carrara-pics" / "text", "--data", published / "pics", cwd=tmp_path)
+    assert ended.code == 2 and "is a text encoder, which makes no pictures by itself" in ended.err
+
+
+def test_a_decoder_of_a_model_reads_its_captions(project: Path, tmp_path: Path) -> None:
+    """The text encoder that an upsampler was trained with is found beside it; without it the sentence says so."""
+    torch.manual_seed(0)
+    text = load_component(project / "carrara-pics" / "text", "text")
+    widths = condition_widths(text)
+    network = UNet(
+        channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=1, groups=4, image_channels=3,
+        numbers=("augmentation",), **widths,
+    )  # fmt: skip
+    denoiser = Denoiser(network, Process(Linear()), Flow(), ScaledTime())
+    upsample = DiffusionUpsample(denoiser, size=40, factor=4, reads=text.space, settings=SETTINGS)
+    save_component(tmp_path / "model" / "decoder", "decoder", upsample.eval())
+    words = ["--data", project / "pics", "--extractor", "pixels", "--reference", "all", "--n", 16, "--no-card"]
+    ended = run("evaluate", "model/decoder", *words, cwd=tmp_path)
+    assert ended.code == 2 and "was trained with a text encoder, which is not beside it" in ended.err
+    shutil.copytree(project / "carrara-pics" / "text", tmp_path / "model" / "text")
+    facts = json.loads(done("evaluate", "model/decoder", *words, "--json", cwd=tmp_path).out)
+    assert {"psnr_db", "above_bicubic_db"} <= set(facts["figures"])

@@ -95,7 +95,8 @@ def test_the_card(tmp_path: Path) -> None:
     assert "\\# " not in text
     assert text.index("# ") < text.index("## Measured") < text.index("n\\<d")
     assert open_model(model.path).key == model.key
-    path.write_text(f"before\n{measured_section(FACTS)}\nafter \\g<0>\n")
+    section = measured_section(FACTS, "All of it.")
+    path.write_text(f"before\n{section}\nafter \\g<0>\n")
     write_into_card(model, {**FACTS, "figures": {"fd_pixels": 7.0}})
     text = path.read_text()
     assert text.startswith("before\n<!-- measured: begin -->")

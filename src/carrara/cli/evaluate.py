@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,7 +22,6 @@ from carrara.cli.measuring import (
     Json,
     Judge,
     PerPrompt,
-    Reference,
     Repeats,
     Ruler,
     Seed,
@@ -30,6 +29,7 @@ from carrara.cli.measuring import (
     counted,
     share_of,
 )
+from carrara.cli.reconstruct import Bench, evaluate_decoder, find_decoder
 from carrara.cli.voice import Voice, duration, table
 from carrara.errors import StorageError
 
@@ -42,12 +42,18 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a decoder's.", show_default=False)],
     data: Data,
     n: Count = 1000,
     repeats: Repeats = 1,
     seed: Seed = 0,
-    reference: Reference = "train",
+    reference: Annotated[
+        Literal["train", "heldout", "all"] | None,
+        typer.Option(
+            help="Which of the pictures are compared with; prompts are their captions.  [default: train; of a decoder "
+            "heldout]"
+        ),
+    ] = None,
     extractor: ExtractorName = "efficientnet-lite0",
     judge: Judge = None,
     clip: Clip = None,
@@ -79,6 +85,8 @@ def evaluate(
 
     Samples are kept: the same command goes on after a stop, and with a larger --n. Figures are comparable where data,
     reference, extractor and the number of samples are the same; `carrara compare` sees to that.
+
+    A decoder by itself is measured by what becomes of pictures that it encodes and decodes.
     """
     from carrara.cli.sampling import sampling_settings
     from carrara.evaluate.model import open_model
@@ -89,8 +97,6 @@ def evaluate(
     share = share_of(shard)
     require_writable(out)
     where = choose_device(device)
-    subject = open_model(model)
-    subject.to(where)
     asked = {
         "steps": steps,
         "sampler": sampler,
@@ -98,8 +104,18 @@ def evaluate(
         "temperature": temperature,
         "truncation": truncation,
     }
+    if (model / "component.json").is_file():
+        others: dict[str, tuple[object, object]] = {name: (value, None) for name, value in asked.items()}
+        others |= {"repeats": (repeats, 1), "judge": (judge, None), "clip": (clip, None), "per_prompt": (per_prompt, 4)}
+        others |= {"bits": (bits, 256), "candidates": (candidates, 1), "shard": (shard, None)}
+        decoder = find_decoder(model, others)
+        bench = Bench(data, n, seed, reference or "heldout", extractor, batch, cache)
+        evaluate_decoder(bench.trial(decoder, where, voice), out, voice, as_json=as_json, card=card)
+        return
+    subject = open_model(model)
+    subject.to(where)
     making = Making(sampling_settings(subject.system, asked, None, voice), candidates, batch)
-    ruler = Ruler(data, n, repeats, seed, reference, extractor, judge, clip, per_prompt, bits, batch, cache)
+    ruler = Ruler(data, n, repeats, seed, reference or "train", extractor, judge, clip, per_prompt, bits, batch, cache)
     yard = ruler.yardstick([subject], where, voice)
     if share is not None:
         _make(subject, yard, making, share, out, voice, as_json)

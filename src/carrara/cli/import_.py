@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carrara.cli.folders import require_writable
-from carrara.cli.voice import Counter, Voice, command
+from carrara.cli.measuring import opened
+from carrara.cli.voice import Voice, command
 from carrara.errors import RecipeError, StorageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def import_(
     With --data its latents are brought to mean 0 and scale 1, which a generator that is trained on them wants; without,
     they stay as they were published, which those of other programs make.
     """
+    from carrara.data import DataSettings
     from carrara.decoder import Latents
     from carrara.evaluate.card import card
     from carrara.nn.tiny_autoencoder import TinyAutoencoder
@@ -57,7 +59,8 @@ def import_(
     latents = Latents(network, size=size).eval()
     facts: dict[str, Any] = {"imported_from": source.name}
     if data is not None:
-        facts |= _measured(latents, _pictures(data, size, network.channels, cache))
+        settings = DataSettings(str(data), size=size, channels=network.channels)
+        facts |= _measured(latents, opened(settings, cache, voice))
     about: dict[str, Any] = {name: facts[name] for name in ("figures", "trained_on") if name in facts}
     about["what"] = f"A tiny autoencoder in TAESD's layout, imported from {source.name}."
     save_component(out, "decoder", latents, facts=facts, card=card({"name": out.resolve().name, **about}))
@@ -67,18 +70,6 @@ def import_(
         voice.say(f"{name} {value:.4g}")
     voice.say(f'A generator\'s recipe names it, as task.decoder = "{out}".')
     voice.say("Next:  " + command("show", out))
-
-
-def _pictures(data: Path, size: int, channels: int, cache: Path | None) -> Pictures:
-    from carrara.data import DataSettings, open_pictures
-
-    with Counter(1, "pictures") as counter:
-
-        def reading(done: int, total: int) -> None:
-            counter.total = total
-            counter.at(done)
-
-        return open_pictures(DataSettings(str(data), size=size, channels=channels), cache, progress=reading)
 
 
 def _measured(latents: Latents, pictures: Pictures) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from carrara.cli.voice import Counter, Voice
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
+    from carrara.data import DataSettings, Pictures
     from carrara.evaluate.extractor import Extractor
     from carrara.evaluate.measure import Say
     from carrara.evaluate.model import Model
@@ -37,6 +38,7 @@ __all__ = [
     "Seed",
     "Share",
     "counted",
+    "opened",
     "share_of",
 ]
 
@@ -120,16 +122,8 @@ class Ruler:
             batch=self.batch,
         )
 
-    def _pictures(self, model: Model, size: tuple[int, int], voice: Voice) -> Any:
-        from carrara.data import open_pictures
-
-        with Counter(1, "pictures", silent=voice.silent) as counter:
-
-            def reading(done: int, total: int) -> None:
-                counter.total = total
-                counter.at(done)
-
-            return open_pictures(model.data(self.data, size), self.cache, progress=reading)
+    def _pictures(self, model: Model, size: tuple[int, int], voice: Voice) -> Pictures:
+        return opened(model.data(self.data, size), self.cache, voice)
 
     def _judge(self, models: Sequence[Model], device: Any) -> Extractor | None:
         """The one that was asked for, else that of the first model whose text encoder has learnt from pictures."""
@@ -143,6 +137,19 @@ class Ruler:
             return found
         own = next((m.system.text for m in models if isinstance(m.system.text, ContrastiveText)), None)
         return contrastive_extractor(own) if own is not None else None
+
+
+def opened(settings: DataSettings, cache: Path | None, voice: Voice) -> Pictures:
+    """The pictures of a folder, prepared; how far that is, is shown."""
+    from carrara.data import open_pictures
+
+    with Counter(1, "pictures", silent=voice.silent) as counter:
+
+        def reading(done: int, total: int) -> None:
+            counter.total = total
+            counter.at(done)
+
+        return open_pictures(settings, cache, progress=reading)
 
 
 def counted(voice: Voice) -> Say:

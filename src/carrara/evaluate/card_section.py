@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,32 @@ from carrara.evaluate.model import Model
 from carrara.evaluate.words import ordered, value_words, word
 from carrara.store.atomic import write_file
 
-__all__ = ["measured_section", "write_into_card"]
+__all__ = ["measured_section", "write_into_card", "write_section"]
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _BETWEEN = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
 
 
-def measured_section(facts: Mapping[str, Any]) -> str:
-    """The section, marks included."""
+def measured_section(facts: Mapping[str, Any], told: str) -> str:
+    """The section, marks included; `told` says what was measured."""
     extractor = facts["extractor"]["name"]
     rows = {word(name, extractor).label: value_words(name, facts) for name in ordered(list(facts["figures"]))}
     body = table(("figure", "value"), rows)
-    return f"{_BEGIN}\n## Measured\n\n{plain(what_was_measured(facts))}\n\n{body}\n{_END}"
+    return f"{_BEGIN}\n## Measured\n\n{plain(told)}\n\n{body}\n{_END}"
 
 
 def write_into_card(model: Model, facts: Mapping[str, Any]) -> Path:
     """Writes or replaces the section in the model's card, which is made where there is none. Raises StorageError."""
-    path = model.path / "README.md"
+    return write_section(model.path, measured_section(facts, what_was_measured(facts)), lambda: _new(model))
+
+
+def write_section(folder: Path, section: str, new: Callable[[], str]) -> Path:
+    """Writes or replaces the section in a folder's README.md; `new` makes one. Raises StorageError."""
+    path = folder / "README.md"
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else _new(model)
+        text = path.read_text(encoding="utf-8") if path.exists() else new()
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
-    section = measured_section(facts)
     if _BETWEEN.search(text):
         text = _BETWEEN.sub(lambda _: section, text, count=1)
     else:

@@ -18,7 +18,7 @@ from carrara.store import ROLES, kinds, load, read_component
 from carrara.system import System
 from carrara.text import Labels, Unconditional
 
-__all__ = ["Model", "open_model", "said"]
+__all__ = ["Model", "open_model", "prepared", "said"]
 
 _PLAIN = ("model", "system")  # names that say nothing
 
@@ -64,18 +64,22 @@ class Model:
 
     def data(self, folder: Path, size: tuple[int, int] | None = None) -> DataSettings:
         """How a folder is prepared: as in training, as far as that is noted; channels and depth are the model's."""
-        noted = self.facts.get("data", {})
-        known = dict(noted.get("settings") or {}) if isinstance(noted, Mapping) else {}
-        channels = self.system.decoder.pictures.shape[0]
-        known |= {"folder": str(folder), "size": list(size or self.size), "channels": channels}
-        known |= {"depth": self.system.decoder.depth, "allow_uncaptioned": True, "flip": False}
-        settings: DataSettings = build(DataSettings, known, kinds())
-        return settings
+        return prepared(self.facts, self.system.decoder, folder, size or self.size)
 
     def trained_on(self, pictures: Pictures) -> bool:
         """Whether these are the pictures that it was trained on, prepared alike."""
         noted = self.facts.get("data")
         return isinstance(noted, Mapping) and noted.get("fingerprint") == pictures.fingerprint
+
+
+def prepared(facts: Mapping[str, Any], decoder: Any, folder: Path, size: tuple[int, int]) -> DataSettings:
+    """How a folder is prepared for a decoder's channels and depth: else as a component's facts say of its training."""
+    noted = facts.get("data", {})
+    known = dict(noted.get("settings") or {}) if isinstance(noted, Mapping) else {}
+    known |= {"folder": str(folder), "size": list(size), "channels": decoder.pictures.shape[0]}
+    known |= {"depth": decoder.depth, "allow_uncaptioned": True, "flip": False}
+    settings: DataSettings = build(DataSettings, known, kinds())
+    return settings
 
 
 def open_model(path: Path, name: str | None = None) -> Model:

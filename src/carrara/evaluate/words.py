@@ -24,6 +24,14 @@ class Word(NamedTuple):
 
 
 _KNOWN = {  # in the order in which they are told
+    "psnr_db": Word("PSNR", 1, "dB", 1, "peak signal to noise of a picture that was encoded and decoded, on average"),
+    "above_bicubic_db": Word("PSNR above bicubic", 1, "dB", 1, "what the decoder adds to enlarging the small picture"),
+    "ssim": Word("SSIM", 1, "", 1, "structural similarity to what was given; 1 is equal"),
+    "reconstruction_fd": Word(
+        "reconstruction FD-{}", 1, "", -1, "Frechet distance of what came back to what was given; 0 is equal"
+    ),
+    "vocabulary_used": Word("vocabulary in use", 100, "%", 1, "tokens that occur in these pictures"),
+    "perplexity": Word("perplexity", 1, "", 1, "of the tokens' use: so many, used alike, would carry as much"),
     "kid": Word("KID-{}, x 1000", 1000, "", -1, "kernel distance to the reference, without bias; 0 is equal"),
     "fd": Word("FD-{}", 1, "", -1, "Frechet distance to the reference; the fewer pictures, the greater"),
     "prompt_fidelity_top1": Word(
@@ -60,7 +68,8 @@ _KNOWN = {  # in the order in which they are told
     "parameters": Word("parameters", 1, "", -1),
     "training_seconds": Word("training, all parts", 1, "s", -1),
 }
-_BY_NETWORK = ("class_score", "coverage", "density", "diversity", "fd", "kid", "precision", "recall")
+_BY_NETWORK = ("class_score", "coverage", "density", "diversity", "fd", "kid", "precision", "recall",
+               "reconstruction_fd")  # fmt: skip
 
 
 def word(name: str, extractor: str = "") -> Word:
