@@ -262,7 +262,7 @@ def test_moved_pictures_are_learnt(pictures: Path, decoder: Path, tmp_path: Path
         ({"kind": "autoregressive", "decoder": "pixels"}, 'decodes pixels.*it makes tokens, and kind = "tokens"'),
         ({**tokens_task(), "loss": {"kl": 1e-6}}, "task.loss.kl: no such setting"),
         ({**tokens_task(), "autoencoder": {**AUTOENCODER, "latent": 5}}, "task.autoencoder.latent: given 5"),
-        ({**tokens_task(), "quantizer": {"kind": "fsq", "levels": [1]}}, r"task.quantizer.*levels = \(1,\)"),
+        ({**tokens_task(), "quantizer": {"kind": "fsq", "levels": [1]}}, r"task.quantizer: levels = \(1,\)"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(pictures: Path, tmp_path: Path, task: dict[str, Any], says: str) -> None:

@@ -235,7 +235,7 @@ def test_wrong_recipes_are_refused(pictures: Path, tmp_path: Path) -> None:
     for task, said in (
         ({"least_diversity": 2.0}, "least_diversity = 2.0"),
         ({"loss": {"mismatch": -1.0}}, "mismatch = -1.0"),
-        ({"network": {**NETWORK, "widths": [8, 8, 8]}}, "task.network.*fewer widths"),
+        ({"network": {**NETWORK, "widths": [8, 8, 8]}}, "task.network: .*fewer widths"),
         ({"network": {**NETWORK, "size": 16}}, "task.network.size"),
         ({"discriminator": {**JUDGE, "blokcs": 2}}, "task.discriminator.*blocks"),
         ({"settings": {"truncation": 3.0}}, "truncation = 3.0"),
@@ -253,6 +253,7 @@ def test_the_emoji_recipe(pictures: Path, tmp_path: Path) -> None:
     assert recipe.task.loss.gamma.first > recipe.task.loss.gamma.last > 0
     small = [f"data.folder={pictures / 'pictures'}", "data.heldout=0.2", "data.size=8", f"out={tmp_path / 'run'}"]
     small += ["task.text=labels", "task.decoder=pixels", "task.network.widths=[16,16]", "task.network.blocks=1"]
+    small += ["task.network.kind=convolutional", "task.discriminator.kind=convolutional"]
     small += ["task.discriminator.widths=[16,16]", "minutes=0", "train.steps=2", "train.batch=4", "train.warmup=1"]
     outcome = Run(read_recipe(path, small), cache=tmp_path / "cache").train(progress=False, rehearsal=False)
     assert outcome.steps == 2

@@ -76,10 +76,7 @@ def _create(
     if "network" in takes:
         tower = _tower(table, where, device)
         derived["network"] = describe(tower, kinds())
-    try:
-        made = built("input", table, where, seed, **derived)
-    except RecipeError as error:
-        raise RecipeError(str(error).replace(f"{where}.recipe:", f"{where}:")) from error
+    made = built("input", table, where, seed, **derived)
     assert isinstance(made, Input)
     if tower is not None:
         made.network.load_state_dict(tower.state_dict())  # type: ignore[union-attr]

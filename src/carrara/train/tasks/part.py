@@ -93,5 +93,6 @@ def built(role: str, table: Mapping[str, Any], where: str, seed: int, **derived:
         try:
             module: nn.Module = build(Annotated[nn.Module, Role(role)], {**table, **derived}, kinds())
         except RecipeError as error:
-            raise RecipeError("\n".join(f"{where}.{line}" for line in str(error).splitlines())) from error
+            said = (f"{where}.{line}" for line in str(error).splitlines())
+            raise RecipeError("\n".join(said).replace(f"{where}.recipe:", f"{where}:")) from error
     return module
