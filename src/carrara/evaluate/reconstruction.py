@@ -183,7 +183,7 @@ class _Work:
 
     def _distance(self, blocks: Sequence[np.ndarray]) -> None:
         """Of the pictures that came back to those that were given, as the network sees both."""
-        trial, name = self.trial, f"reconstruction_fd_{self.trial.extractor.slug}"
+        name = f"reconstruction_fd_{self.trial.extractor.slug}"
         if len(self.rows) < FEWEST:
             self.figures.missing[name] = f"{len(self.rows)} pictures are too few; {FEWEST} are needed"
             return
