@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+from carrara.train.recipe import read_recipe
 
 from .conftest import done, run
 
@@ -127,3 +130,14 @@ def test_a_likelihood_of_tokens_is_none_of_pixels(model: Path) -> None:
     said = run("likelihood", model, "--data", model.parent / "pics")
     assert said.code == 2
     assert "exact, but one of tokens" in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize("page", ["autoregressive", "gan", "vae"])
+def test_the_recipes_of_the_pages_are_recipes(page: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    found = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(found) == 1 + (page == "autoregressive")
+    for number, block in enumerate(found):
+        (tmp_path / f"{number}.toml").write_text(block)
+        recipe = read_recipe(tmp_path / f"{number}.toml")
+        assert recipe.data.folder == "photos"
