@@ -148,9 +148,12 @@ def _next(run: Run, recipe: Path) -> list[str]:
                 parts += [f"--{name}", value]
         return ["Next:  " + command("assemble", "--generator", run.folder, *parts, run.folder.parent / "system")]
     if run.task.role == "control":
+        from carrara.text import Unconditional
+
         told = f"{next(iter(run.recipe.task.inputs))}=FILE"  # type: ignore[attr-defined]
-        model = run.recipe.task.model  # type: ignore[attr-defined]
-        return ["Next:  " + command("sample", model, "--control", run.folder, "--input", told)]
+        model, text = run.recipe.task.model, run.task.text  # type: ignore[attr-defined]
+        prompt = getattr(text, "names", () if isinstance(text, Unconditional) else ("a prompt",))[:1]
+        return ["Next:  " + command("sample", model, *prompt, "--control", run.folder, "--input", told)]
     later = {"text": ("decoder.toml", "generator.toml"), "decoder": ("generator.toml",)}[run.task.role]
     for name in later:
         other = recipe.with_name(name)
