@@ -213,7 +213,7 @@ def show(shop: Workshop, models: Mapping[str, Path], pictures: Path) -> list[str
     first = open_model(next(iter(models.values())))
     data = open_pictures(first.data(shop.data))
     rows = data.train.tolist()
-    told = said(first.system, data, rows)
+    told = said(first.system.text, data, rows)
     prompts = Series.drawn("set0", 0, told, SHOWN, 0).prompts
     own = dict(zip(reversed(told), reversed(rows), strict=True))  # of each prompt the first picture
     pictures.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def test_data_as_in_training(tmp_path: Path) -> None:
     assert model.data(tmp_path / "pics", (4, 4)).shape == (4, 4)
     pictures = open_pictures(settings, tmp_path / "cache")
     assert not model.trained_on(pictures)
-    told = said(model.system, pictures, range(6))
+    told = said(model.system.text, pictures, range(6))
     assert sorted(told) == ["", "", "", "cats", "cats", "cats"]  # it knows no fish
     other = Model("x", model.path, model.system, {"data": {"fingerprint": pictures.fingerprint}}, {})
     assert other.trained_on(pictures)

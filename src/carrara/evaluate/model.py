@@ -16,7 +16,7 @@ from carrara.data import DataSettings, Pictures
 from carrara.fingerprint import fingerprint
 from carrara.store import ROLES, kinds, load, read_component
 from carrara.system import System
-from carrara.text import Labels, Unconditional
+from carrara.text import Labels, TextEncoder, Unconditional
 
 __all__ = ["Model", "open_model", "prepared", "said"]
 
@@ -100,11 +100,11 @@ def open_model(path: Path, name: str | None = None) -> Model:
     return Model(name or usual, path, system, read_component(path / str(body["generator"])).facts, seconds)
 
 
-def said(system: System, pictures: Pictures, rows: Sequence[int]) -> list[str]:
-    """What a model is told of each of these pictures: its first caption, its class, or nothing."""
-    if isinstance(system.text, Unconditional):
+def said(text: TextEncoder, pictures: Pictures, rows: Sequence[int]) -> list[str]:
+    """What a text encoder is told of each of these pictures: its first caption, its class, or nothing."""
+    if isinstance(text, Unconditional):
         return [""] * len(rows)
-    if isinstance(system.text, Labels):
-        known = set(system.text.names)
+    if isinstance(text, Labels):
+        known = set(text.names)
         return [label if (label := pictures.labels[i]) in known else "" for i in rows]
     return [pictures.captions[i][0] if pictures.captions[i] else "" for i in rows]

@@ -30,6 +30,7 @@ from carrara.evaluate.extractor import Extractor
 from carrara.evaluate.features import features_of
 from carrara.evaluate.figures import Figures
 from carrara.evaluate.measure import Say
+from carrara.evaluate.model import said
 from carrara.evaluate.resize import levels
 from carrara.evaluate.samples import BLOCK
 from carrara.evaluate.yardstick import FEWEST, Split
@@ -162,13 +163,12 @@ class _Work:
         return images, made, enlarged
 
     def _told(self, rows: Sequence[int]) -> tuple[Condition, Condition]:
-        """What the decoder is told of each picture, its first caption, and the same of nothing."""
+        """What the decoder is told of each picture, as a model would be, and the same of nothing."""
         if self.trial.text is None:
             return Condition(), Condition()
-        captions = [self.trial.pictures.captions[row] for row in rows]
-        said = [caption[0] if caption else "" for caption in captions]
-        both: Condition = finish(self.trial.text.start([*said, *("" for _ in said)]))
-        return both.rows(slice(0, len(said))), both.rows(slice(len(said), None))
+        told = said(self.trial.text, self.trial.pictures, rows)
+        both: Condition = finish(self.trial.text.start([*told, *("" for _ in told)]))
+        return both.rows(slice(0, len(told))), both.rows(slice(len(told), None))
 
     def _note(self, name: str, values: Tensor) -> None:
         self.found.setdefault(name, []).append(values)

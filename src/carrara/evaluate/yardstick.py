@@ -72,7 +72,7 @@ class Yardstick:
 
     def series(self, model: Model) -> list[Series]:
         """What the model is asked for: `repeats` sets, and prompts that are asked for `each` times."""
-        prompts = said(model.system, self.pictures, self.rows)
+        prompts = said(model.system.text, self.pictures, self.rows)
         sets = [Series.drawn(f"set{i}", i, prompts, self.count, self.seed) for i in range(self.repeats)]
         if self.each < 2 or not any(prompts):
             return sets
