@@ -146,7 +146,7 @@ def test_the_output_obeys_each_condition(told: Told) -> None:
             "edges": float(overlap.mean()),
             "small": -float(small.square().mean()),
             "layout": float(labels.float().mean()),
-            "relief": -float((relief(images) - given["relief"]).square().mean()),
+            "relief": -float((relief(images, tolerance=0.5) - given["relief"]).square().mean()),
         }
 
     without = figures(told.make())
@@ -154,7 +154,7 @@ def test_the_output_obeys_each_condition(told: Told) -> None:
     assert with_each["edges"] > without["edges"] + 0.15, (with_each, without)
     assert with_each["small"] > 0.25 * without["small"], (with_each, without)
     assert with_each["layout"] > without["layout"] + 0.1, (with_each, without)
-    assert with_each["relief"] > 0.5 * without["relief"], (with_each, without)
+    assert with_each["relief"] > 0.6 * without["relief"], (with_each, without)
 
 
 def test_what_a_mask_leaves_is_untouched_and_continued(told: Told) -> None:
@@ -187,7 +187,7 @@ def test_scales_of_inputs(told: Told) -> None:
 def test_classes_are_obeyed(place: Path, parts: Path) -> None:
     """Labels, as our own encoder classifies what is made: it is right about held-out pictures, too."""
     judge = load_component(parts / "text", "text")
-    run = run_of(place, "classes", {"text": "labels"}, steps=120)
+    run = run_of(place, "classes", {"text": "labels"}, steps=70)
     run.train(progress=False, rehearsal=False)
     system = assemble(place / "classes-system", generator=place / "classes")
     classes = run.pictures.classes
@@ -442,7 +442,7 @@ def parts(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_pictures_embedding_is_obeyed(parts: Path) -> None:
     """What is made looks to the tower like the picture that was given, more so than what is made without."""
     judge = load_component(parts / "text", "text")
-    run = run_of(parts, "seen", {"inputs": {"seen": {"kind": "embedding", "encoder": str(parts / "text")}}}, steps=120)
+    run = run_of(parts, "seen", {"inputs": {"seen": {"kind": "embedding", "encoder": str(parts / "text")}}}, steps=60)
     run.train(progress=False, rehearsal=False)
     system = assemble(parts / "seen-system", generator=parts / "seen")
     assert isinstance(run.task, GeneratorTask)
