@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from carrara.conditions import missing
 from carrara.config import build
 from carrara.data import DataSettings, Pictures
+from carrara.errors import RecipeError
 from carrara.fingerprint import fingerprint
 from carrara.store import ROLES, kinds, load, read_component
 from carrara.system import System
@@ -85,9 +87,14 @@ def prepared(facts: Mapping[str, Any], decoder: Any, folder: Path, size: tuple[i
 def open_model(path: Path, name: str | None = None) -> Model:
     """The model of a folder; unless a name is given, it has the folder's, or for a plain one that of the folder above.
 
-    Raises StorageError or RecipeError as `carrara.load`.
+    Raises StorageError or RecipeError as `carrara.load`, and RecipeError for a model that needs more than a prompt.
     """
     system = load(path)
+    if lacking := missing(system.conditions, ()):
+        raise RecipeError(
+            f"{path} was never without {lacking[0].name}, and is measured under prompts alone; measure a model that "
+            "was trained with a drop above 0"
+        )
     body = json.loads((path / "model.json").read_text(encoding="utf-8"))
     noted = body.get("training_seconds")
     seconds = {
