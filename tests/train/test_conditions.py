@@ -21,6 +21,7 @@ from carrara.conditions import Control, Layout, controlled, edge_overlap, edges,
 from carrara.config import dump_toml
 from carrara.diffusion import ClassifierFree, Follow, Plain, SamplingSettings, uniform
 from carrara.errors import CarraraError, RecipeError
+from carrara.evaluate.model import open_model
 from carrara.rng import Rng
 from carrara.store import assemble, load, load_component, read_component
 from carrara.system import System
@@ -326,6 +327,8 @@ def test_a_model_that_was_never_without_needs_it(place: Path) -> None:
     system = assemble(place / "needs-system", generator=place / "needs")
     with pytest.raises(ValueError, match=r"never without edges and needs edges"):
         pictures(system, {})
+    with pytest.raises(RecipeError, match="never without edges, and is measured under prompts alone"):
+        open_model(place / "needs-system")
 
 
 @pytest.mark.parametrize(
