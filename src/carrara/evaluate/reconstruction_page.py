@@ -12,6 +12,8 @@ from carrara.evaluate.words import ordered, reference_words, value_words, word
 
 __all__ = ["reconstruction_page", "what_was_tried"]
 
+_ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
+
 
 def what_was_tried(facts: Mapping[str, Any]) -> str:
     """One sentence that every figure needs beside it: which pictures, through what, seen by whom."""
@@ -56,6 +58,3 @@ def reconstruction_page(found: Reconstruction) -> Report:
     if facts["missing"]:
         report.table(["not measured", "why"], [[word(key, name).label, why] for key, why in facts["missing"].items()])
     return report
-
-
-_ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}", 0: ""}
