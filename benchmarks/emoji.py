@@ -180,7 +180,7 @@ def _candidates(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | Non
 def goals(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was aimed at, what was reached, and whether that is more than the limit."""
     rows = {row["name"]: row["prompt_fidelity_top1"] for row in body["rows"]}
-    found = []
+    found: list[dict[str, Any]] = []
 
     def goal(what: str, reached: float, limit: float, met: bool) -> None:
         found.append({"what": what, "reached": reached, "limit": limit, "met": met})

@@ -109,7 +109,8 @@ class _Work:
 
     def measured(self) -> Reconstruction:
         """Everything."""
-        blocks, shown = [], []
+        blocks: list[np.ndarray] = []
+        shown: list[tuple[Tensor, Tensor, Tensor | None]] = []
         tick = self.say("pictures", len(self.rows))
         for first in range(0, len(self.rows), BLOCK):
             parts = []
@@ -117,7 +118,7 @@ class _Work:
             for start in range(0, len(block), self.trial.batch):
                 images, made, enlarged = self._batch(block[start : start + self.trial.batch], first + start)
                 parts.append(to_pixels(made, self.trial.decoder.depth))
-                if sum(len(one[0]) for one in shown) < _SHOWN:
+                if sum(len(given) for given, _, _ in shown) < _SHOWN:
                     shown.append((images, made, enlarged))
                 tick(first + start + len(images))
             blocks.append(np.concatenate(parts))
@@ -130,12 +131,12 @@ class _Work:
             self.figures.add("perplexity", [torch.special.entr(share).sum().exp().item()])
         self.figures.add("seconds_per_picture", [self.seconds / len(self.rows)])
         self.figures.add("parameters", [sum(p.numel() for p in self.trial.decoder.parameters())])
-        enlarged = [one[2] for one in shown if one[2] is not None]
+        by_bicubic = [plain for *_, plain in shown if plain is not None]
         return Reconstruction(
             self._facts(),
-            _colour(torch.cat([one[0] for one in shown])),
-            _colour(torch.cat([one[1] for one in shown])),
-            _colour(torch.cat(enlarged)) if enlarged else None,
+            _colour(torch.cat([given for given, _, _ in shown])),
+            _colour(torch.cat([made for _, made, _ in shown])),
+            _colour(torch.cat(by_bicubic)) if by_bicubic else None,
         )
 
     def _batch(self, rows: Sequence[int], first: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -175,11 +176,11 @@ class _Work:
 
     def _mean(self, name: str, values: Tensor) -> None:
         """The mean over pictures, with the interval of its standard error."""
-        values, mean = values.double(), values.double().mean().item()
-        if len(values) < 2:
-            return self.figures.add(name, [mean])
-        around = _NORMAL * values.std().item() / math.sqrt(len(values))
-        self.figures.add(name, [mean], Interval(mean, mean - around, mean + around))
+        values, mean, interval = values.double(), values.double().mean().item(), None
+        if len(values) > 1:
+            around = _NORMAL * values.std().item() / math.sqrt(len(values))
+            interval = Interval(mean, mean - around, mean + around)
+        self.figures.add(name, [mean], interval)
 
     def _distance(self, blocks: Sequence[np.ndarray]) -> None:
         """Of the pictures that came back to those that were given, as the network sees both."""
