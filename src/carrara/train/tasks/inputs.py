@@ -18,7 +18,7 @@ from carrara.conditions import Input
 from carrara.config import describe, parameters
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder
-from carrara.errors import RecipeError
+from carrara.errors import CarraraError, RecipeError
 from carrara.rng import permutation
 from carrara.store import kinds, load_component
 from carrara.train.tasks.part import Table, built
@@ -91,7 +91,10 @@ def _tower(table: Table, where: str, device: torch.device) -> nn.Module:
     folder = table.pop("encoder", None)
     if not isinstance(folder, str):
         raise RecipeError(f'{where}.encoder: missing; name the folder of a text encoder, such as "runs/emoji/text"')
-    text = load_component(Path(folder), "text")
+    try:
+        text = load_component(Path(folder), "text")
+    except CarraraError as error:
+        raise type(error)(f"{where}.encoder: {error}") from error
     tower = getattr(text, "picture", None)
     if not isinstance(tower, nn.Module):
         raise RecipeError(f"{where}.encoder: {folder} has no picture tower; name a contrastive text encoder")
