@@ -12,7 +12,7 @@ from carrara.cli.voice import Voice
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
-    from carrara.diffusion.generator import SamplingSettings
+    from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
     from carrara.system import System
 
 __all__ = ["editing_settings", "sampling_settings", "with_steps"]
@@ -37,7 +37,7 @@ def sampling_settings(
         return None
     settings = system.generator.settings
     if sampler is not None:
-        settings = dataclasses.replace(settings, sampler=_sampler(sampler))
+        settings = dataclasses.replace(settings, sampler=_sampler(sampler, system.generator))
     if steps is not None:
         settings = dataclasses.replace(settings, times=_times(settings.times, steps, voice))
     told = not isinstance(system.text, Unconditional)
@@ -67,13 +67,20 @@ def editing_settings(
     return dataclasses.replace(settings, editing=dataclasses.replace(settings.editing, strength=strength))
 
 
-def _sampler(name: str) -> Any:
+def _sampler(name: str, generator: DiffusionGenerator) -> Any:
+    """The sampler as the model has it, where it is the model's own; where it takes a learned variance, with that."""
+    from carrara.diffusion.process import Learned
     from carrara.store import kinds
 
     try:
-        return functools.partial(kinds().resolve("sampler", name))
+        function = kinds().resolve("sampler", name)
     except ValueError as error:
         raise RecipeError(f"--sampler: {error}") from error
+    own = generator.settings.sampler
+    if getattr(own, "func", own) is function:
+        return own
+    taught = generator.denoiser.learned_variance and "variance" in inspect.signature(function).parameters
+    return functools.partial(function, variance=Learned()) if taught else functools.partial(function)
 
 
 def _times(times: Any, steps: int, voice: Voice) -> Any:

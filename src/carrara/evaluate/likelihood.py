@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from carrara.data import Pictures
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.dequantise import Dequantisation, NormalNoise
 from carrara.diffusion.generator import DiffusionGenerator
+from carrara.diffusion.guidance import Guidance
 from carrara.diffusion.likelihood import Bound, continuous_bound, resolving_time, vlb_estimate, vlb_terms
+from carrara.diffusion.limits import Clip
 from carrara.diffusion.ode_likelihood import Rademacher, ode_log_prob
 from carrara.diffusion.process import Learned, Posterior, Process, Transition, Variance
 from carrara.diffusion.schedule import Schedule, Tabulated
@@ -50,6 +52,7 @@ __all__ = [
     "Subject",
     "check_model",
     "default_variance",
+    "own_clip",
     "profile",
     "variance_words",
 ]
@@ -83,6 +86,14 @@ def default_variance(generator: DiffusionGenerator) -> Variance:
     return keywords.get("variance", Posterior())
 
 
+def own_clip(generator: DiffusionGenerator) -> float | None:
+    """Where the model clips its estimates when it samples, so that the distribution it samples from does."""
+    guidance: Guidance | None = generator.settings.guidance
+    while guidance is not None and not isinstance(guidance, Clip):
+        guidance = getattr(guidance, "inner", None)
+    return None if guidance is None else guidance.limit
+
+
 def variance_words(variance: Variance) -> str:
     """What a variance is, for people."""
     known = {
@@ -95,18 +106,23 @@ def variance_words(variance: Variance) -> str:
 
 @dataclass(frozen=True)
 class BoundMeasure:
-    """The variational bound over `times`, or with None in continuous time; `terms` strides a picture."""
+    """The variational bound over `times`, or with None in continuous time; `terms` strides a picture.
+
+    Estimates are clamped to [-clip, clip], None leaves them as they are: what is measured is the distribution of the
+    sampler that does the same.
+    """
 
     times: Times | None
     terms: int
     variance: Variance
+    clip: float | None = None
 
     @classmethod
     def usual(cls, generator: DiffusionGenerator, terms: int = 32, variance: Variance | None = None) -> BoundMeasure:
-        """All entries of a table, else continuous time."""
+        """All entries of a table, else continuous time; clipped as the model samples."""
         schedule = generator.denoiser.process.schedule
         times = full(schedule) if isinstance(schedule, Tabulated) else None
-        return cls(times, terms, variance or default_variance(generator))
+        return cls(times, terms, variance or default_variance(generator), own_clip(generator))
 
     @property
     def strides(self) -> int | None:
@@ -129,6 +145,7 @@ class BoundMeasure:
             "times": grid,
             "terms": terms,
             "variance": repr(self.variance),
+            "clip": self.clip,
         }
 
     @property
@@ -179,6 +196,7 @@ def _bound_rows(found: Bound) -> list[Row]:
 class OdeMeasure:
     """The exact likelihood of the probability flow, of pictures that are made continuous."""
 
+    clip: ClassVar[float | None] = None  # a density needs a smooth map
     probes: int = 1
     tolerance: float = 1e-4  # a smooth small model's mean is then 3e-4 bits from that of 1e-6
     dequantisation: Dequantisation = _NORMAL
@@ -215,16 +233,16 @@ Measure = BoundMeasure | OdeMeasure
 
 
 class _Counted:
-    """The denoiser, counting its calls."""
+    """The denoiser with its estimates clamped to [-clip, clip], counting its calls."""
 
-    def __init__(self, denoiser: Denoiser, tick: Callable[[], None]) -> None:
-        self.denoiser, self.tick = denoiser, tick
+    def __init__(self, denoiser: Denoiser, tick: Callable[[], None], clip: float | None) -> None:
+        self.denoiser, self.tick, self.clip = denoiser, tick, clip
         self.process: Process = denoiser.process
 
     def __call__(self, x_t: Tensor, t: Tensor | float, condition: Condition = Condition(), /) -> Estimate:  # noqa: B008
-        estimate: Estimate = self.denoiser(x_t, t, condition)
+        mean, mix = self.denoiser(x_t, t, condition)
         self.tick()
-        return estimate
+        return Estimate(mean if self.clip is None else mean.clamp(-self.clip, self.clip), mix)
 
 
 class Subject:
@@ -308,8 +326,9 @@ class Subject:
         half = self.precision == "bfloat16" and isinstance(measure, BoundMeasure)
         with torch.no_grad():
             condition = self._condition(rows)
+            counted = _Counted(self.generator.denoiser, called, measure.clip)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-                found = measure.rows(_Counted(self.generator.denoiser, called), x, condition, rng, self.levels)
+                found = measure.rows(counted, x, condition, rng, self.levels)
         for i, row in zip(rows, found, strict=True):
             if not math.isfinite(row["bits_per_dim"]):
                 raise NonFiniteError(
