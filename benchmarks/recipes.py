@@ -32,6 +32,7 @@ RESULTS, PICTURES = ROOT / "docs" / "data" / "results", ROOT / "docs" / "images"
 TERMS, ALL_TERMS = 20, 256  # terms a picture; all terms for so many pictures,
 CONTINUOUS_TERMS = 200  # which in continuous time are this many
 ODE = 16  # pictures, the first of those of the bound: what counts is the difference on each
+TOLERANCE = 1e-4  # of a step along the flow
 GRID = 40  # pictures of the grid
 
 
@@ -43,13 +44,14 @@ def carrara(*arguments: object, **environment: str) -> str:
     ).stdout
 
 
-def measure(name: str, data: Path, out: Path, count: int, tolerance: float = 1e-4) -> dict[str, Any]:
+def measure(name: str, data: Path, out: Path, count: int, tolerance: float) -> dict[str, Any]:
     """Trains a recipe, measures it, and returns what docs/results.md shows of it."""
     from carrara.train.recipe import read_recipe
 
     recipe = read_recipe(ROOT / "recipes" / f"{name}.toml")
     pictures, run, model = data / Path(recipe.data.folder).name, out / name, out / f"{name}-model"
-    described = facts(f"python -m benchmarks.recipes {name}")
+    options = f"--n {count}" + (f" --tolerance {tolerance:g}" if tolerance != TOLERANCE else "")
+    described = facts(f"python -m benchmarks.recipes {name} {options}")
     carrara("train", ROOT / "recipes" / f"{name}.toml", "--set", f"data.folder={pictures}", "--out", run, "--quiet")
     if not model.exists():
         carrara("assemble", model, "--generator", run)
@@ -85,7 +87,7 @@ def _measured(model: Path, pictures: Path, out: Path, name: str, count: int, tol
         }
         found = {which: job.result() for which, job in jobs.items()}
     for which in ("ode", "ode_uniform"):
-        found[which]["ode"]["less_bound"] = _less_bound(out / f"{name}-{which}", out / f"{name}-bound")
+        found[which]["ode"]["less_bound"] = _less_bound(out / f"{name}-{which}", out / f"{name}-bound_all_terms")
     return found
 
 
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="for run folders, models and samples")
     parser.add_argument("--n", type=int, default=10_000, help="test pictures for the bound by 20 terms a picture")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="of a step along the flow; 1e-5 for rough networks"
+        "--tolerance", type=float, default=TOLERANCE, help="of a step along the flow; 1e-5 for rough networks"
     )
     given = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _grid(folder: Path) -> Any:
-    """The first pictures of a folder, eight a row."""
+    """The first pictures of a folder, ten a row."""
     import numpy as np
     import torch
     from PIL import Image

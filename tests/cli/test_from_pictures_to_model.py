@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -10,9 +11,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from carrara.cli.sampling import sampling_settings
+from carrara.cli.voice import Voice
+from carrara.decoder import Pixels
+from carrara.diffusion import (
+    Denoiser,
+    DiffusionGenerator,
+    Epsilon,
+    IntegerStep,
+    Learned,
+    LinearBetas,
+    Process,
+    SamplingSettings,
+    Transition,
+    ancestral,
+    uniform,
+)
+from carrara.nn import UNet
+from carrara.system import System
+from carrara.text import Unconditional
 from carrara.train.presets import usual_size
 from carrara.train.recipe import read_recipe
 from carrara.train.tasks import ContrastiveRecipe
+from carrara.types import Space
 
 from .conftest import done, draw, run, tiny
 
@@ -193,6 +214,22 @@ def test_samplers_and_guidance(project: Path, tmp_path: Path, sampler: str) -> N
     assert facts["settings"]["sampler"]["kind"] == sampler
     assert facts["settings"]["guidance"]["scale"] == 4
     assert facts["settings"]["negative"] == "a circle"
+
+
+def test_a_sampler_that_is_the_models_own_stays_as_it_is() -> None:
+    network = UNet(out_channels=6, channels=16, multipliers=(1,), blocks=1, attention=())
+    denoiser = Denoiser(
+        network, Process(LinearBetas(20, 0.001, 0.3)), Epsilon(), IntegerStep(20), learned_variance=True
+    )
+    own, times = functools.partial(ancestral, variance=Transition()), functools.partial(uniform, steps=4)
+    taught = functools.partial(ancestral, variance=Learned())
+    for settings, expected in ((SamplingSettings(own, times), own), (SamplingSettings(times=times), taught)):
+        generator = DiffusionGenerator(denoiser, Space("pixels", (3, 8, 8)), settings=settings)
+        system = System(Unconditional(), generator, Pixels(channels=3, size=8))
+        found = sampling_settings(system, {"sampler": "ancestral"}, None, Voice(silent=True))
+        assert found is not None
+        assert isinstance(found.sampler, functools.partial)
+        assert (found.sampler.func, found.sampler.keywords) == (expected.func, expected.keywords)
 
 
 def test_another_size(project: Path, tmp_path: Path) -> None:

@@ -126,6 +126,21 @@ def test_both_on_other_pictures(desk: Path, tmp_path: Path) -> None:
     assert facts["report"] == str(tmp_path / "report.html")
 
 
+def test_clipping_and_options_without_a_use(desk: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "--n", 2, "--terms", 4, "--json"]
+    bare = json.loads(done(*words, "--no-clip", "--out", tmp_path / "bare", cwd=desk).out)["bound"]
+    clipped = done(*words, "--clip", "--probes", 2, "--tolerance", 0.1, "--out", tmp_path / "clipped", cwd=desk)
+    assert "--probes, --tolerance without --ode: no effect" in clipped.err
+    found = json.loads(clipped.out)["bound"]
+    assert (bare["clip"], found["clip"]) == (None, 1.0)
+    assert found["bits_per_dim"] != bare["bits_per_dim"]
+    more = ["--ode", "--variance", "posterior", "--no-clip", "--n", 2, "--probes", 2, "--tolerance", 0.1]
+    said = done(*WORDS, *more, "--out", tmp_path / "flow", "--json", cwd=desk).err
+    assert "--variance, --clip without --bound: no effect" in said
+    said = done(*WORDS, "--n", 300, "--terms", 2, "--out", tmp_path / "many", cwd=desk).err
+    assert "--n is 300, and there are " in said
+
+
 def test_pictures_that_it_was_trained_on_are_said_to_be(desk: Path, tmp_path: Path) -> None:
     said = done(*WORDS, "--split", "train", "--n", 2, "--terms", 2, "--out", tmp_path, "--unconditional", cwd=desk)
     assert "warning: the model was trained on these pictures" in said.err

@@ -32,7 +32,9 @@ from carrara.diffusion import (
     Linear,
     LinearBetas,
     LogitNormal,
+    LogNormal,
     LogSigma,
+    LowDiscrepancy,
     MinSNR,
     Objective,
     Posterior,
@@ -44,6 +46,7 @@ from carrara.diffusion import (
     Uncertainty,
     Uniform,
     V,
+    leading,
     trailing,
     uniform,
     vlb_terms,
@@ -424,6 +427,14 @@ def test_what_does_not_fit_is_refused() -> None:
         (BoundLoss(), moving, "ContinuousBoundLoss"),
         (DenoisingLoss(Uniform()), moving, "ContinuousBoundLoss"),
         (ContinuousBoundLoss(), taught, "learned_variance"),
+        (BoundLoss(draw=Steps(6)), plain, "6 steps, and there are 12"),
+        (BoundLoss(draw=Importance(steps=4)), plain, "4 steps"),
+        (BoundLoss(draw=LogNormal()), plain, "a continuum"),
+        (BoundLoss(draw=LowDiscrepancy(Steps(6))), plain, "6 steps"),
+        (HybridLoss(DenoisingLoss(Steps(6))), taught, "6 steps"),
+        (HybridLoss(DenoisingLoss(Uniform())), taught, "a continuum"),
+        (HybridLoss(DenoisingLoss(Steps(6)), times=functools.partial(leading, steps=6)), taught, "not on the grid"),
+        (DenoisingLoss(Steps(6)), plain, "6 steps"),
         (BoundLoss(times=functools.partial(uniform, steps=1)), plain, "two strides"),
         (BoundLoss(times=functools.partial(trailing, steps=4, end=1 / 12)), plain, "ends at 0"),
     ]
@@ -433,6 +444,9 @@ def test_what_does_not_fit_is_refused() -> None:
     frozen = Denoiser(F(), Process(LearnedLogSNR().requires_grad_(False)), Epsilon(), LogSigma())
     for objective, model in ((DenoisingLoss(Uniform()), frozen), (ContinuousBoundLoss(), moving), (BoundLoss(), plain)):
         objective.check(model)
+    BoundLoss(draw=LowDiscrepancy(Steps(12))).check(plain)
+    BoundLoss(times=functools.partial(uniform, steps=6), draw=Importance(steps=6)).check(plain)
+    HybridLoss(DenoisingLoss(LowDiscrepancy(Steps(12)))).check(taught)
     assert BoundLoss().grey_levels == 256 and HybridLoss(levels=0).grey_levels is None
     assert DenoisingLoss(Uniform()).grey_levels is None and LeastVariance().grey_levels == 256
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from carrara.data import DataSettings, Pictures, open_pictures
 from carrara.decoder import Latents, Pixels
 from carrara.diffusion import (
+    ClassifierFree,
+    Clip,
     Denoiser,
     DiffusionGenerator,
     Epsilon,
@@ -25,26 +29,29 @@ from carrara.diffusion import (
     LinearBetas,
     Posterior,
     Process,
+    Rescale,
     SamplingSettings,
     ScaledTime,
     Transition,
     ancestral,
+    continuous_bound,
     uniform,
     vlb_terms,
 )
 from carrara.errors import NonFiniteError, RecipeError, StorageError
 from carrara.evaluate.likelihood import Figure, Ledger, Subject
-from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure, default_variance, profile
+from carrara.evaluate.likelihood_diffusion import BoundMeasure, OdeMeasure, default_variance, own_clip, profile
 from carrara.evaluate.likelihood_page import bound_facts, measure_facts, ode_facts, page
 from carrara.evaluate.likelihood_vae import VaeMeasure
 from carrara.nn import KLAutoencoder, LadderNetwork, UNet
 from carrara.rng import Rng
 from carrara.system import System
 from carrara.text import Labels, Unconditional
-from carrara.types import Condition, Space
+from carrara.types import Condition, Estimate, Space
 from carrara.vae import DiscretisedLogistic, DiscretisedNormal, Likelihood, Normal, VaeGenerator, vae_bound
 
 TABLE = LinearBetas(20, 0.001, 0.3)
+NOTHING = Condition()
 
 
 def system(*, learned: bool = False, flow: bool = False, labels: tuple[str, ...] = (), settings: Any = None) -> System:
@@ -110,6 +117,36 @@ def test_all_strides_are_vlb_terms(pictures: Pictures, tmp_path: Path) -> None:
         assert row["bits_per_dim"] == pytest.approx(found.bits_per_dim[i].item())
         assert row["steps"] == pytest.approx(found.steps[i].tolist())
         assert row["picture"] == pictures.names[(3, 5)[i]]
+
+
+class Clamped:
+    """A denoiser whose estimates stay within [-limit, limit]."""
+
+    def __init__(self, denoiser: Denoiser, limit: float) -> None:
+        self.denoiser, self.process, self.limit = denoiser, denoiser.process, limit
+
+    def __call__(self, x_t: Tensor, t: Tensor | float, condition: Condition = NOTHING, /) -> Estimate:
+        mean, mix = self.denoiser(x_t, t, condition)
+        return Estimate(mean.clamp(-self.limit, self.limit), mix)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_model_that_clips_is_measured_clipped(flow: bool, pictures: Pictures, tmp_path: Path) -> None:
+    assert own_clip(system(flow=flow).generator) is None  # type: ignore[arg-type]
+    clipping = SamplingSettings(guidance=Rescale(Clip(ClassifierFree(3.0), 0.5)))
+    subject = Subject(system(flow=flow, settings=clipping), pictures)
+    assert own_clip(subject.generator) == 0.5
+    measure = BoundMeasure.usual(subject.generator, terms=32)
+    assert measure.clip == 0.5
+    rows = measured(tmp_path / "clipped", subject, measure, [3, 5])
+    rng = Rng([(0, "likelihood", subject.key(i)) for i in (3, 5)])
+    x, denoiser = pictures.tensor([3, 5]), Clamped(subject.generator.denoiser, 0.5)
+    found = continuous_bound(denoiser, x, rng=rng) if flow else vlb_terms(denoiser, x, measure.times or (), rng=rng)
+    assert [row["bits_per_dim"] for row in rows] == pytest.approx(found.bits_per_dim.tolist())
+    bare = measured(tmp_path / "bare", subject, replace(measure, clip=None), [3, 5])
+    assert [row["bits_per_dim"] for row in rows] != pytest.approx([row["bits_per_dim"] for row in bare])
+    with pytest.raises(RecipeError, match="another clip"):
+        measured(tmp_path / "clipped", subject, replace(measure, clip=None), [3, 5])
 
 
 def test_going_on_and_another_batch_change_nothing(pictures: Pictures, tmp_path: Path) -> None:

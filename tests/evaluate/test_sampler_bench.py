@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from carrara.diffusion import Cosine, Linear, LinearBetas, VarianceExploding, ancestral, ddim, heun, uniform
+from carrara.diffusion import (
+    Cosine,
+    Linear,
+    LinearBetas,
+    VarianceExploding,
+    adams,
+    alpha_coordinate,
+    ancestral,
+    ddim,
+    heun,
+    pndm,
+    total_coordinate,
+    uniform,
+    uniform_logsnr,
+)
 from carrara.diffusion.adaptive import dopri
 from carrara.errors import NonFiniteError
 from carrara.evaluate import sampler_bench
@@ -94,6 +108,26 @@ def test_more_evaluations_and_higher_orders_measure_better() -> None:
     assert errors[ddim, 80] < errors[ddim, 20] / 2
     assert errors[heun, 80] < min(errors[heun, 20] / 4, errors[ddim, 80] / 2)
     assert own < errors[heun, 80] / 4
+
+
+def test_what_a_coordinate_changes() -> None:
+    """With few evaluations sigma / (alpha + sigma) is far closer than the papers' sigma / alpha, but for one method."""
+    schedule = LinearBetas()
+    problem = Problem.exact(bench_data(), schedule, 16, "coordinates")
+    exact, _ = reference(problem, 400)
+
+    def error(walk: Any, grid: Any, budget: int, coordinate: Any) -> float:
+        walk = functools.partial(walk, coordinate=coordinate)
+        times = longest(walk, schedule, grid, budget)
+        assert times is not None
+        found, _ = problem.solve(walk, times, "draw")
+        return (found - exact).square().mean().sqrt().item()
+
+    for walk, budget in ((heun, 5), (pndm, 10)):
+        alpha, total = (error(walk, uniform_logsnr, budget, c) for c in (alpha_coordinate, total_coordinate))
+        assert total < 0.1 * alpha
+    assert error(adams, uniform_logsnr, 10, total_coordinate) < error(adams, uniform_logsnr, 10, alpha_coordinate)
+    assert error(adams, uniform, 10, total_coordinate) > error(adams, uniform, 10, alpha_coordinate)
 
 
 def test_the_sliced_distance_of_a_shift() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ _BOUND, _ODE = 256, 32  # pictures, unless told otherwise
 
 
 def likelihood(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
     data: Annotated[Path, typer.Option(metavar="FOLDER", help="The pictures.", show_default=False)],
     bound: Annotated[bool, typer.Option("--bound", help="The variational bound; so without --ode.")] = False,
@@ -34,7 +36,7 @@ def likelihood(
         int | None, typer.Option(metavar="N", min=1, help="Pictures, drawn by the seed.  [default: 256; --ode: 32]")
     ] = None,
     split: Annotated[
-        Literal["heldout", "train", "all"] | None,
+        Literal["train", "heldout", "all"] | None,
         typer.Option(help="Which of them.  [default: heldout of the data it was trained on, else all]"),
     ] = None,
     terms: Annotated[
@@ -53,6 +55,11 @@ def likelihood(
         Literal["posterior", "transition", "learned"] | None,
         typer.Option(help="Of the bound's strides.  [default: learned, else the sampler's, else posterior]"),
     ] = None,
+    clip: Annotated[
+        bool | None,
+        typer.Option("--clip/--no-clip", help="Of the bound's estimates to [-1, 1].  [default: as the model samples]"),
+    ] = None,
+    probes: Annotated[int, typer.Option(metavar="N", min=1, help="Of the flow's divergence, for --ode.")] = 1,
     dequantise: Annotated[
         Literal["normal", "uniform"], typer.Option(help="The noise that fills grey levels for --ode.")
     ] = "normal",
@@ -90,12 +97,19 @@ def likelihood(
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
     known = _facts(model)
-    bounded = _bound_measure(system, terms, steps, variance) if bound or not ode else None
-    followed = _ode_measure(system, dequantise, tolerance) if ode else None
+    bounded = _bound_measure(system, terms, steps, variance, clip) if bound or not ode else None
+    followed = _ode_measure(system, dequantise, tolerance, probes) if ode else None
+    _say_unused(context, bounded, followed, voice)
     pictures = _pictures(_prepared(system, known, data), cache, voice)
     rows = _rows(pictures, known, split, voice)
     subject = Subject(system, pictures, told=not unconditional, precision=_precision(known))
     _say_condition(subject, unconditional, voice)
+    channels, height, width = system.decoder.pictures.shape
+    voice.say(
+        f"Measured as the model sees them: {height} x {width} pixels, {channels} channels, {pictures.depth} bits."
+    )
+    if n is not None and n > len(rows):
+        voice.warn(f"--n is {n}, and there are {len(rows)} pictures")
 
     began = time.monotonic()
     facts: dict[str, Any] = {
@@ -188,13 +202,27 @@ def _rows(pictures: Pictures, facts: Mapping[str, Any], split: str | None, voice
     return rows
 
 
-def _bound_measure(system: System, terms: int | None, steps: int | None, variance: str | None) -> Measure:
+def _say_unused(context: typer.Context, bounded: object, followed: object, voice: Voice) -> None:
+    """Warns of options that were given for a measure that is not taken."""
+    for measure, option, names in (
+        (bounded, "--bound", ("terms", "steps", "variance", "clip")),
+        (followed, "--ode", ("probes", "dequantise", "tolerance")),
+    ):
+        sources = {name: context.get_parameter_source(name) for name in names}
+        given = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+        if measure is None and given:
+            voice.warn(f"{', '.join(given)} without {option}: no effect")
+
+
+def _bound_measure(
+    system: System, terms: int | None, steps: int | None, variance: str | None, clip: bool | None
+) -> Measure:
     from carrara.evaluate.likelihood_vae import VaeMeasure
     from carrara.vae import VaeGenerator
 
     if not isinstance(system.generator, VaeGenerator):
-        return _diffusion_bound(system, 32 if terms is None else terms, steps, variance)
-    for name, value in (("--steps", steps), ("--variance", variance)):
+        return _diffusion_bound(system, 32 if terms is None else terms, steps, variance, clip)
+    for name, value in (("--steps", steps), ("--variance", variance), ("--clip", clip)):
         if value is not None:
             raise RecipeError(
                 f"{name} is for diffusion models, and this one is a VAE, which has no strides; leave it out"
@@ -202,7 +230,9 @@ def _bound_measure(system: System, terms: int | None, steps: int | None, varianc
     return VaeMeasure(terms or 1)
 
 
-def _diffusion_bound(system: System, terms: int, steps: int | None, variance: str | None) -> BoundMeasure:
+def _diffusion_bound(
+    system: System, terms: int, steps: int | None, variance: str | None, clip: bool | None
+) -> BoundMeasure:
     from carrara.diffusion.process import Learned
     from carrara.diffusion.schedule import Tabulated
     from carrara.evaluate.likelihood_diffusion import BoundMeasure
@@ -215,6 +245,8 @@ def _diffusion_bound(system: System, terms: int, steps: int | None, variance: st
     if terms % 2 or terms < 2:
         raise RecipeError(f"--terms is {terms}; give an even number, such as {terms + 1}")
     measure = BoundMeasure.usual(generator, terms, chosen)
+    if clip is not None:
+        measure = dataclasses.replace(measure, clip=1.0 if clip else None)
     schedule = generator.denoiser.process.schedule
     if steps is None:
         if variance and measure.times is None:
@@ -222,10 +254,10 @@ def _diffusion_bound(system: System, terms: int, steps: int | None, variance: st
         return measure
     if isinstance(schedule, Tabulated) and steps > schedule.steps:
         raise RecipeError(f"--steps is {steps} and the model's table has {schedule.steps}; give at most as many")
-    return BoundMeasure(_grid(generator, steps), terms, measure.variance)
+    return dataclasses.replace(measure, times=_grid(generator, steps))
 
 
-def _ode_measure(system: System, dequantisation: str, tolerance: float) -> OdeMeasure:
+def _ode_measure(system: System, dequantisation: str, tolerance: float, probes: int) -> OdeMeasure:
     from carrara.diffusion.dequantise import NormalNoise, UniformNoise
     from carrara.diffusion.generator import DiffusionGenerator
     from carrara.evaluate.likelihood_diffusion import OdeMeasure
@@ -236,7 +268,7 @@ def _ode_measure(system: System, dequantisation: str, tolerance: float) -> OdeMe
             "--terms make tighter"
         )
     noise = NormalNoise() if dequantisation == "normal" else UniformNoise()
-    return OdeMeasure(tolerance=tolerance, dequantisation=noise)
+    return OdeMeasure(probes=probes, tolerance=tolerance, dequantisation=noise)
 
 
 def _grid(generator: Any, steps: int) -> tuple[float, ...]:
@@ -275,7 +307,7 @@ def _sentence(facts: Mapping[str, Any]) -> str:
     error = f" +- {facts['std_error']:.2g}" if facts["std_error"] is not None else ""
     first = f"{facts['bits_per_dim']:.4f}{error} bits/dim over {facts['pictures']} pictures"
     if "parts" not in facts:
-        return f"Exact: {first}, {facts['evaluations']:.0f} network calls a picture."
+        return f"Flow: {first}, {facts['evaluations']:.0f} network calls a picture."
     parts = ", ".join(f"{name} {value:.4f}" for name, value in facts["parts"].items())
     if facts["kind"] == "vae":
         if (terms := facts["terms"]) == 1:
@@ -283,4 +315,5 @@ def _sentence(facts: Mapping[str, Any]) -> str:
         alone = f"of one draw it is {facts['elbo']:.4f} ({parts})"
         return f"Bound: {first}, importance-weighted over {terms} draws of z a picture; {alone}."
     how = f"{facts['strides']} strides, variance {facts['variance']}" if facts["variance"] else "in continuous time"
-    return f"Bound: {first} ({parts}); {how}; {facts['terms']} terms a picture."
+    clipped = "" if facts["clip"] is None else f"; estimates clipped to [-{facts['clip']:g}, {facts['clip']:g}]"
+    return f"Bound: {first} ({parts}); {how}; {facts['terms']} terms a picture{clipped}."

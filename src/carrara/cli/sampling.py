@@ -13,7 +13,7 @@ from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
     from carrara.decoder import Decoding
-    from carrara.diffusion.generator import SamplingSettings
+    from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
     from carrara.system import System
 
 __all__ = ["decoding_settings", "editing_settings", "sampling_settings", "with_steps"]
@@ -41,7 +41,7 @@ def sampling_settings(system: System, asked: Mapping[str, Any], negative: str | 
         voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
         del given["guidance"]
     if diffusion:
-        settings = _diffusion_settings(settings, given, voice)
+        settings = _diffusion_settings(generator, given, voice)
         generator.times(settings)  # refuses a number of steps that the grid does not have
     elif given:
         try:
@@ -63,9 +63,10 @@ def _told(system: System) -> bool:
     return not isinstance(system.text, Unconditional)
 
 
-def _diffusion_settings(settings: SamplingSettings, given: Mapping[str, Any], voice: Voice) -> SamplingSettings:
+def _diffusion_settings(generator: DiffusionGenerator, given: Mapping[str, Any], voice: Voice) -> SamplingSettings:
+    settings = generator.settings
     if "sampler" in given:
-        settings = dataclasses.replace(settings, sampler=_sampler(given["sampler"]))
+        settings = dataclasses.replace(settings, sampler=_sampler(given["sampler"], generator))
     if "steps" in given:
         settings = dataclasses.replace(settings, times=_times(settings.times, given["steps"], voice))
     if "guidance" in given:
@@ -105,13 +106,20 @@ def editing_settings(settings: Any, strength: float | None, inputs: Collection[s
     return dataclasses.replace(settings, editing=dataclasses.replace(settings.editing, strength=strength))
 
 
-def _sampler(name: str) -> Any:
+def _sampler(name: str, generator: DiffusionGenerator) -> Any:
+    """The sampler as the model has it, where it is the model's own; where it takes a learned variance, with that."""
+    from carrara.diffusion.process import Learned
     from carrara.store import kinds
 
     try:
-        return functools.partial(kinds().resolve("sampler", name))
+        function = kinds().resolve("sampler", name)
     except ValueError as error:
         raise RecipeError(f"--sampler: {error}") from error
+    own = generator.settings.sampler
+    if getattr(own, "func", own) is function:
+        return own
+    taught = generator.denoiser.learned_variance and "variance" in inspect.signature(function).parameters
+    return functools.partial(function, variance=Learned()) if taught else functools.partial(function)
 
 
 def _times(times: Any, steps: int, voice: Voice) -> Any:

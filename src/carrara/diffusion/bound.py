@@ -8,7 +8,9 @@ r"""Training by the variational bound: one term a row, such that the mean over r
 
     LeastVariance         that, and the interior of a learned schedule minimises how much it varies     (VDM, app. I.2)
 
-The terms are those that `likelihood.py` measures, here for one draw of the stride and differentiable.
+The terms are those that `likelihood.py` measures, here for one draw of the stride and differentiable; but in continuous
+time the reconstruction is that of a normal over each level's bin, smooth in the schedule's end, and slightly above the
+one that is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.draw import Steps, TimeDistribution
 from carrara.diffusion.learned import LearnedLogSNR
 from carrara.diffusion.likelihood import discretised_log_prob, kl, prior_kl, resolving_time, stride_term
-from carrara.diffusion.loss import DenoisingLoss, Objective, check_fixed
+from carrara.diffusion.loss import DenoisingLoss, Objective, check_draw, check_fixed
 from carrara.diffusion.process import Learned, Posterior, Process, Variance, like
 from carrara.diffusion.times import Grid, Times, full
 from carrara.diffusion.weight import of_noise
@@ -64,7 +66,7 @@ def _check_variance(denoiser: Denoiser, variance: Variance) -> None:
 class BoundLoss(Objective):
     """The bound over a grid, from one of its strides a row, for data on `levels` grey levels in [-1, 1].
 
-    `draw` chooses strides as it chooses the steps of a table, Importance(steps=N) say; None spreads them evenly.
+    `draw` chooses among the N strides as among the steps of a table, Importance(steps=N) say; None spreads them evenly.
     """
 
     times: Grid = _FULL
@@ -101,7 +103,10 @@ class BoundLoss(Objective):
     def check(self, denoiser: Denoiser) -> None:
         _check_variance(denoiser, self.variance)
         check_fixed(denoiser)
-        _times(self.times, denoiser.process)
+        strides = len(_times(self.times, denoiser.process)) - 1
+        if self.draw is not None:
+            check_draw(self.draw, strides)
+            self.draw.quantile(denoiser.process, torch.zeros(1, dtype=torch.float64))  # refuses a table of other steps
 
     @property
     def grey_levels(self) -> int:
@@ -160,7 +165,11 @@ class HybridLoss(Objective):
     def check(self, denoiser: Denoiser) -> None:
         _check_variance(denoiser, Learned())
         check_fixed(denoiser)
-        _times(self.times, denoiser.process)
+        times = _times(self.times, denoiser.process)
+        steps = len(times) - 1
+        check_draw(self.simple.draw, steps)
+        middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        self._index(self.simple.draw.quantile(denoiser.process, middles), times)  # refuses times off the grid
 
     @property
     def grey_levels(self) -> int | None:

@@ -72,7 +72,7 @@ class UniformNoise(Dequantisation):
 class NormalNoise(Dequantisation):
     """The diffusion's own, so narrow that levels can still be told apart."""
 
-    words = "normal noise, a sixth of the distance between levels"
+    words = "normal noise, as the diffusion has it"
 
     def end(self, schedule: Schedule, levels: int = 256) -> float:
         return resolving_time(schedule, levels)

@@ -53,6 +53,11 @@ class TimeDistribution(ABC):
         """One time a stream of the rng: (B,) float64."""
         return self.quantile(process, rng.uniform())
 
+    @property
+    def count(self) -> int | None:
+        """How many different times there are to draw; None for a continuum."""
+        return None
+
     def correction(self, t: Tensor) -> Tensor | float:
         """What a row at t counts, so that the mean is that over the distribution which a loss is stated for."""
         return 1.0
@@ -106,6 +111,10 @@ class Steps(TimeDistribution):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps}; expected at least 1")
+
+    @property
+    def count(self) -> int:
+        return self.steps
 
     def quantile(self, process: Process, u: Tensor) -> Tensor:
         _check_table(process, self.steps)
@@ -189,6 +198,10 @@ class LowDiscrepancy(TimeDistribution):
         if isinstance(self.inner, Importance):
             raise ValueError("importance sampling remembers losses, which a distribution around it would not pass on")
 
+    @property
+    def count(self) -> int | None:
+        return self.inner.count
+
     def quantile(self, process: Process, u: Tensor) -> Tensor:
         return self.inner.quantile(process, u)
 
@@ -213,6 +226,10 @@ class Importance(Configured, TimeDistribution):
         self.losses = torch.zeros(steps, history, dtype=torch.float64, device="cpu")  # oldest first
         self.counts = torch.zeros(steps, dtype=torch.int64, device="cpu")  # at most `history`
         self._pending: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        return self.steps
 
     def probabilities(self) -> Tensor:
         """How often each step is drawn: (T,) float64."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.draw import TimeDistribution
+from carrara.diffusion.schedule import Tabulated
 from carrara.diffusion.weight import Unit, Weight
 from carrara.rng import Rng
 from carrara.types import Condition
 
-__all__ = ["DenoisingLoss", "Objective", "check_fixed", "parts"]
+__all__ = ["DenoisingLoss", "Objective", "check_draw", "check_fixed", "parts"]
 
 Part = TypeVar("Part")
 
@@ -65,6 +66,15 @@ class DenoisingLoss(Objective):
         if denoiser.learned_variance:
             raise ValueError("a denoising loss teaches a learned variance nothing; use HybridLoss, or leave it out")
         check_fixed(denoiser)
+        if isinstance(schedule := denoiser.process.schedule, Tabulated) and self.draw.count is not None:
+            check_draw(self.draw, schedule.steps)
+
+
+def check_draw(draw: TimeDistribution, steps: int) -> None:
+    """Raises ValueError for a distribution over anything but `steps` steps: some would never be taught."""
+    if draw.count != steps:
+        given = "a continuum of times" if draw.count is None else f"{draw.count} steps"
+        raise ValueError(f"{type(draw).__name__} draws {given}, and there are {steps}; give Steps({steps})")
 
 
 def check_fixed(denoiser: Denoiser) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.dequantise import Dequantisation, NormalNoise
 from carrara.diffusion.generator import DiffusionGenerator
+from carrara.diffusion.guidance import Guidance
 from carrara.diffusion.likelihood import Bound, continuous_bound, resolving_time, vlb_estimate, vlb_terms
+from carrara.diffusion.limits import Clip
 from carrara.diffusion.ode_likelihood import Rademacher, ode_log_prob
 from carrara.diffusion.process import Learned, Posterior, Process, Transition, Variance
 from carrara.diffusion.schedule import Schedule, Tabulated
@@ -22,7 +24,7 @@ from carrara.evaluate.likelihood import Row, Subject
 from carrara.rng import Rng
 from carrara.types import Condition, Estimate
 
-__all__ = ["BoundMeasure", "OdeMeasure", "Profile", "default_variance", "profile", "variance_words"]
+__all__ = ["BoundMeasure", "OdeMeasure", "Profile", "default_variance", "own_clip", "profile", "variance_words"]
 
 _NORMAL = NormalNoise()
 
@@ -33,6 +35,14 @@ def default_variance(generator: DiffusionGenerator) -> Variance:
         return Learned()
     keywords = getattr(generator.settings.sampler, "keywords", {})
     return keywords.get("variance", Posterior())
+
+
+def own_clip(generator: DiffusionGenerator) -> float | None:
+    """Where the model clips its estimates when it samples, so that the distribution it samples from does."""
+    guidance: Guidance | None = generator.settings.guidance
+    while guidance is not None and not isinstance(guidance, Clip):
+        guidance = getattr(guidance, "inner", None)
+    return None if guidance is None else guidance.limit
 
 
 def variance_words(variance: Variance) -> str:
@@ -47,19 +57,24 @@ def variance_words(variance: Variance) -> str:
 
 @dataclass(frozen=True)
 class BoundMeasure:
-    """The variational bound over `times`, or with None in continuous time; `terms` strides a picture."""
+    """The variational bound over `times`, or with None in continuous time; `terms` strides a picture.
+
+    Estimates are clamped to [-clip, clip], None leaves them as they are: what is measured is the distribution of the
+    sampler that does the same.
+    """
 
     half: ClassVar[bool] = True
     times: Times | None
     terms: int
     variance: Variance
+    clip: float | None = None
 
     @classmethod
     def usual(cls, generator: DiffusionGenerator, terms: int = 32, variance: Variance | None = None) -> BoundMeasure:
-        """All entries of a table, else continuous time."""
+        """All entries of a table, else continuous time; clipped as the model samples."""
         schedule = generator.denoiser.process.schedule
         times = full(schedule) if isinstance(schedule, Tabulated) else None
-        return cls(times, terms, variance or default_variance(generator))
+        return cls(times, terms, variance or default_variance(generator), own_clip(generator))
 
     @property
     def strides(self) -> int | None:
@@ -82,6 +97,7 @@ class BoundMeasure:
             "times": grid,
             "terms": terms,
             "variance": repr(self.variance),
+            "clip": self.clip,
         }
 
     @property
@@ -99,7 +115,7 @@ class BoundMeasure:
         called: Callable[[], None],
     ) -> list[Row]:
         """One row a picture of x, in nats."""
-        denoiser = _Counted(generator.denoiser, called)
+        denoiser = _Counted(generator.denoiser, called, self.clip)
         if self.times is None:
             found = continuous_bound(denoiser, x, rng=rng, terms=self.terms, condition=condition, levels=levels)
         elif self.all_of_them:
@@ -167,7 +183,7 @@ class OdeMeasure:
         called: Callable[[], None],
     ) -> list[Row]:
         """One row a picture of x, in nats; always in float32 or better, which the step control needs."""
-        denoiser = _Counted(generator.denoiser, called)
+        denoiser = _Counted(generator.denoiser, called)  # not clipped: a density needs a smooth map
         data = self.dequantisation(denoiser.process, x, rng.fork("dequantise"), levels)
         found = ode_log_prob(
             denoiser,
@@ -184,16 +200,16 @@ class OdeMeasure:
 
 
 class _Counted:
-    """The denoiser, counting its calls."""
+    """The denoiser with its estimates clamped to [-clip, clip], counting its calls."""
 
-    def __init__(self, denoiser: Denoiser, tick: Callable[[], None]) -> None:
-        self.denoiser, self.tick = denoiser, tick
+    def __init__(self, denoiser: Denoiser, tick: Callable[[], None], clip: float | None = None) -> None:
+        self.denoiser, self.tick, self.clip = denoiser, tick, clip
         self.process: Process = denoiser.process
 
     def __call__(self, x_t: Tensor, t: Tensor | float, condition: Condition = Condition(), /) -> Estimate:  # noqa: B008
-        estimate: Estimate = self.denoiser(x_t, t, condition)
+        mean, mix = self.denoiser(x_t, t, condition)
         self.tick()
-        return estimate
+        return Estimate(mean if self.clip is None else mean.clamp(-self.clip, self.clip), mix)
 
 
 class Profile(NamedTuple):

@@ -45,6 +45,8 @@ def bound_facts(measure: BoundMeasure, rows: Sequence[Row], subject: Subject) ->
         "strides": measure.strides,
         "terms": len(rows[0]["steps"]) + discrete,
         "variance": variance_words(measure.variance) if discrete else None,
+        "clip": measure.clip,
+        "precision": subject.precision,
         "parts": parts,
         "profile": profile(measure, rows, subject)._asdict(),
     }
@@ -55,6 +57,8 @@ def ode_facts(measure: OdeMeasure, rows: Sequence[Row], subject: Subject) -> dic
     nats = math.log(2) * math.prod(subject.generator.space.shape)
     total = Figure.of([row["bits_per_dim"] for row in rows])
     schedule = subject.generator.denoiser.process.schedule
+    end = measure.dequantisation.end(schedule, subject.levels)
+    alpha, sigma = schedule(end)
     return {
         "bits_per_dim": total.mean,
         "std_error": total.std_error,
@@ -64,7 +68,9 @@ def ode_facts(measure: OdeMeasure, rows: Sequence[Row], subject: Subject) -> dic
         "probes": measure.probes,
         "tolerance": measure.tolerance,
         "dequantisation": measure.dequantisation.words,
-        "end": measure.dequantisation.end(schedule, subject.levels),
+        "end": end,
+        "end_noise": sigma / alpha * (subject.levels - 1) / 2,
+        "precision": "float32",
     }
 
 
@@ -85,7 +91,7 @@ def page(facts: Mapping[str, Any], subject: Subject, rows: Mapping[str, Sequence
 
 def _card(name: str, facts: Mapping[str, Any]) -> KeyFigure:
     error = f"+- {facts['std_error']:.2g}, " if facts["std_error"] is not None else ""
-    label = {"bound": "Variational bound", "ode": "Exact, by the flow"}[name]
+    label = {"bound": "Variational bound", "ode": "By the flow"}[name]
     return KeyFigure(label, round(facts["bits_per_dim"], 4), "bits/dim", f"{error}{facts['pictures']} pictures")
 
 
@@ -104,6 +110,8 @@ def _bound(report: Report, facts: Mapping[str, Any]) -> None:
     report.heading("The bound", f"What the model needs at the most to send a picture, {over}.")
     if discrete:
         report.prose(f"The variance of the reverse steps is {facts['variance']}.")
+    if facts["clip"] is not None:
+        report.prose(f"Estimates of the picture are clipped to [-{facts['clip']:g}, {facts['clip']:g}].")
     names = {
         "prior": "prior: how much of the picture is left in the last noise",
         "steps": "steps: from the noise to the last stride",
@@ -111,6 +119,7 @@ def _bound(report: Report, facts: Mapping[str, Any]) -> None:
     }
     table = [[about, facts["parts"][name]] for name, about in names.items()]
     report.table(["part", "bits/dim"], [*table, ["total", facts["bits_per_dim"]]])
+    report.prose(f"The network ran in {facts['precision']}.")
     p = facts["profile"]
     report.plot(
         Lines(
@@ -172,7 +181,8 @@ def _ode(report: Report, facts: Mapping[str, Any]) -> None:
     report.prose(
         f"Noise makes grey levels continuous ({facts['dequantisation']}), which can only add bits: the figure is a "
         f"bound of the grey levels' own. The flow is followed from t = {facts['end']:.3g}, where the diffusion's noise "
-        "is as wide (or the schedule begins)."
+        f"has a standard deviation of {facts['end_noise']:.2g} grey levels. Its estimates are not clipped: a "
+        "density needs a smooth map."
     )
 
 

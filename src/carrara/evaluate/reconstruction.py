@@ -80,15 +80,15 @@ class Trial:
     @property
     def rows(self) -> list[int]:
         """The pictures, in the data's order. Raises DataError where there is none."""
-        every = list(range(len(self.pictures)))
-        of = {"train": self.pictures.train, "heldout": self.pictures.heldout, "all": every}[self.split]
-        if not len(of):
+        splits = {"train": self.pictures.train.tolist(), "heldout": self.pictures.heldout.tolist()}
+        of: list[int] = splits.get(self.split, [*range(len(self.pictures))])
+        if not of:
             raise DataError(
                 f"no picture of {self.pictures.settings.folder} is held out; give --reference train or all, or raise "
                 "`heldout` in the recipe"
             )
         chosen = permutation(len(of), self.seed, "reconstruction")[: self.count]
-        return sorted(int(of[i]) for i in chosen)
+        return sorted(of[i] for i in chosen)
 
     def measured(self, say: Say) -> Reconstruction:
         """Everything."""
