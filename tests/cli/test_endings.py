@@ -48,7 +48,7 @@ def test_an_interrupted_training_goes_on_with_the_same_command(project: Path, tm
 def test_interrupted_elsewhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import carrara.store
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(carrara.store, "load", stopped)
@@ -69,7 +69,7 @@ def test_nobody_listens(project: Path) -> None:
 def test_a_disk_that_refuses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import carrara.store
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/some/file")
 
     monkeypatch.setattr(carrara.store, "load", full)
