@@ -23,7 +23,7 @@ __all__ = ["Upsample", "downsample", "small_and_large"]
 
 
 def downsample(images: Tensor, factor: int) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] at a `factor`th of the size, antialiased. ValueError where that is none."""
+    """Pictures (B, C, H, W) in [-1, 1], their sides divided by `factor`, antialiased. ValueError where that is none."""
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise ValueError(f"pictures of {height} x {width} cannot be made {factor} times smaller; crop or pad them")
