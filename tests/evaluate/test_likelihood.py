@@ -216,7 +216,7 @@ def test_the_flow(pictures: Pictures, tmp_path: Path) -> None:
     assert facts["evaluations"] > 20
     assert facts["bits_per_dim"] > 5  # random weights know nothing of pictures
     told = {"model": "m", "data": "d", "pictures": 2, "warnings": [], "condition": "nothing", "levels": 256, "seed": 0}
-    assert "by the flow" in page({**told, "ode": facts}, subject, {"ode": rows}).html()
+    assert "By the flow" in page({**told, "ode": facts}, subject, {"ode": rows}).html()
 
 
 def test_what_the_model_is_told(pictures: Pictures, tmp_path: Path) -> None:
