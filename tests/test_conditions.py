@@ -294,7 +294,7 @@ def test_an_embedding_is_white_and_frozen() -> None:
     assert (covariance.diagonal() > 0.5).all()
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.05
     assert not [p for p in one.parameters() if p.requires_grad]
-    assert not one.train().network.training  # type: ignore[union-attr]
+    assert not one.train().network.training
     with pytest.raises(ValueError, match="reads 3 channels, and the pictures have 1"):
         Embedding(ImageEncoder(), channels=1, size=(16, 16))
 

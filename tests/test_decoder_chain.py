@@ -29,7 +29,7 @@ SETTINGS = SamplingSettings(times=functools.partial(uniform, steps=3), guidance=
 
 def upsample(size: int, factor: int = 2, seed: int = 0) -> Upsample:
     torch.manual_seed(seed)
-    return Upsample(perturb(ResidualUpsampler(factor=factor, width=8, blocks=1), seed), size=size)  # type: ignore[arg-type]
+    return Upsample(perturb(ResidualUpsampler(factor=factor, width=8, blocks=1), seed), size=size)
 
 
 def unet(seed: int = 0, **more: Any) -> UNet:

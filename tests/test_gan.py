@@ -68,7 +68,7 @@ def test_the_discriminators_loss_in_closed_form(mismatch: float) -> None:
     loss = RelativisticLoss(Gamma(first=2.0, last=2.0), mismatch)
     rows, parts = loss.discriminator(judge, real, fake, told, range(4), (told, other, differ))
     margin = (real - fake).flatten(1) @ judge.w
-    swapped = (told.vector - other.vector) @ judge.v  # type: ignore[operator]
+    swapped = (told.vector - other.vector) @ judge.v
     expected = F.softplus(-margin) + 2 * judge.w.square().sum() + mismatch * differ * F.softplus(-swapped)
     torch.testing.assert_close(rows, expected)
     assert parts["r1"].item() == pytest.approx(judge.w.square().sum().item(), rel=1e-5)
@@ -102,7 +102,7 @@ def test_gamma_falls_by_half_a_cosine_row_by_row() -> None:
     torch.testing.assert_close(torch.cat([gamma([7]), gamma([120, 3])]), values[[7, 120, 3]])
     for wrong in ({"first": -1.0}, {"last": math.inf}, {"pictures": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Gamma(**wrong)  # type: ignore[arg-type]
+            Gamma(**wrong)
     with pytest.raises(ValueError, match="mismatch"):
         RelativisticLoss(mismatch=-0.1)
 

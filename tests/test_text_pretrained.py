@@ -346,7 +346,7 @@ def test_the_fingerprint_tells_weights_reading_and_captions_apart(folder: Path, 
         assert whitened.space == spaces[str(len(captions))]
     assert len({space.fingerprint for space in spaces.values()}) == len(spaces)
     with torch.no_grad():
-        whitened.network.words.weight[3] += 1  # type: ignore[union-attr, index]
+        whitened.network.words.weight[3] += 1
     assert whitened.space.fingerprint not in {space.fingerprint for space in spaces.values()}
 
 
@@ -360,7 +360,7 @@ def test_whitened_over_the_captions_and_never_by_accident_unwhitened(folder: Pat
     assert condition.vector is not None and condition.tokens is not None and condition.mask is not None
     torch.testing.assert_close(condition.vector.mean(0), torch.zeros(24), atol=2e-3, rtol=0)
     raw = encode(read_text(PretrainedSource(path=str(folder), whiten=False)), many).vector
-    values = torch.linalg.eigvalsh(torch.cov(raw.T.double()))  # type: ignore[union-attr]
+    values = torch.linalg.eigvalsh(torch.cov(raw.T.double()))
     white = torch.linalg.eigvalsh(torch.cov(condition.vector.T.double()))
     torch.testing.assert_close(white, (values / (values + 1e-4 * values[-1])).sort().values, atol=2e-3, rtol=0)
     assert not condition.tokens[~condition.mask].any()
@@ -376,7 +376,7 @@ def calls(encoder: PretrainedText, prompts: list[str]) -> list[int]:
         answer = next(rounds)
         while True:
             (ask,) = answer.asks
-            asked.append(len(ask.rows[0]))  # type: ignore[arg-type]
+            asked.append(len(ask.rows[0]))
             with torch.no_grad():
                 answer = rounds.send([ask.network(*ask.rows)])
     except StopIteration:
@@ -389,9 +389,9 @@ def test_what_was_read_is_not_read_again(folder: Path, monkeypatch: pytest.Monke
     assert calls(encoder, ["cat", ""]) == []
     assert calls(encoder, ["cat", "joy"]) == [1]
     first = encode(encoder, ["cat", ""])
-    assert torch.equal(first.rows([1, 0]).vector, encode(encoder, ["", "cat"]).vector)  # type: ignore[arg-type]
+    assert torch.equal(first.rows([1, 0]).vector, encode(encoder, ["", "cat"]).vector)
     with torch.no_grad():
-        encoder.network.words.weight[3] += 1  # type: ignore[union-attr, index]
+        encoder.network.words.weight[3] += 1
     assert calls(encoder, ["cat"]) == [1]  # another fingerprint, other encodings
     monkeypatch.setattr("carrara.text.pretrained._KEPT_BYTES", 3 * 4 * (18 * 24 + 24))
     assert calls(encoder, ["a", "of", "joy", "face", "lady"]) == [5]
@@ -534,7 +534,7 @@ class Told(nn.Module):
     ) -> Rounds:
         self.condition, self.null = condition, null
         yield from ()
-        return torch.zeros(len(condition.vector), *shape)  # type: ignore[arg-type]
+        return torch.zeros(len(condition.vector), *shape)
 
 
 def test_the_null_condition_is_one_in_training_and_in_sampling(folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_fresh_upsampler_is_bicubic() -> None:
 def test_encoding_has_no_weights_and_no_chance() -> None:
     """Two upsamplers have one space, which is that of the small pictures: either decodes what a generator makes."""
     x = pictures(2, 32)
-    one, other = (Upsample(perturb(ResidualUpsampler(width=8, blocks=1), seed), size=32) for seed in (1, 2))  # type: ignore[arg-type]
+    one, other = (Upsample(perturb(ResidualUpsampler(width=8, blocks=1), seed), size=32) for seed in (1, 2))
     assert one.space == other.space
     assert torch.equal(one.encode(x), other.encode(x, Rng.seeds([0, 1])))
     assert torch.equal(one.encode(x), bicubic(x, (8, 8)).clamp(-1, 1))

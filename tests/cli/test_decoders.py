@@ -72,7 +72,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
 
     def unet(**more: object) -> Denoiser:
-        network = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, **more)  # type: ignore[arg-type]
+        network = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, **more)
         return Denoiser(network, Process(Linear()), Flow(), ScaledTime())
 
     first = Upsample(ResidualUpsampler(factor=2, width=8, blocks=1), size=16)

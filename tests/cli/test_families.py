@@ -88,7 +88,7 @@ def test_candidates_are_chosen_from(model: Path, tmp_path: Path) -> None:
 def test_a_negative_prompt_needs_guidance(model: Path, tmp_path: Path) -> None:
     quiet = sampled(model, tmp_path / "a", "--negative", "blue")
     assert quiet["warnings"] == []
-    (warning,) = sampled(model, tmp_path / "b", "--negative", "blue", "--guidance", 1)["warnings"]  # type: ignore[misc]
+    (warning,) = sampled(model, tmp_path / "b", "--negative", "blue", "--guidance", 1)["warnings"]
     assert "--negative has no effect without guidance" in warning
 
 

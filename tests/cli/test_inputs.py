@@ -80,8 +80,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def control(plain: Path) -> Path:
     """A control of the plain model, by edges."""
     generator = load(plain).generator
-    network = moved(control_of(generator.denoiser.network, channels=2))  # type: ignore[attr-defined]
-    mine = fingerprint(generator.state_dict())  # type: ignore[attr-defined]
+    network = moved(control_of(generator.denoiser.network, channels=2))
+    mine = fingerprint(generator.state_dict())
     save_component(plain.parent / "control", "control", Control(network, Edges(), generator.space, generator=mine))
     return plain.parent / "control"
 

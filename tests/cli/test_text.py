@@ -39,7 +39,7 @@ def test_from_init_to_pictures_under_a_pretrained_encoder(project: Path, bert: P
     said = done("init", pics, "--size", 16, "--text", told, "--minutes", 1, "--out", tmp_path / "runs").out
     assert [path.name for path in sorted((tmp_path / "runs").glob("*.toml"))] == ["generator.toml"]
     recipe = tmp_path / "runs" / "generator.toml"
-    assert read_recipe(recipe).task.text == {"kind": "pretrained", "path": str(source), "length": 12}  # type: ignore[attr-defined]
+    assert read_recipe(recipe).task.text == {"kind": "pretrained", "path": str(source), "length": 12}
     assert "\n[task.text]\n" in recipe.read_text() and "tokens that are read of a prompt" in recipe.read_text()
     assert "--text" not in said.splitlines()[-2]  # assemble: nothing to be named
     said = done("train", recipe, *tiny("", *SMALL)).out

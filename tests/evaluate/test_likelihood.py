@@ -132,7 +132,7 @@ class Clamped:
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_a_model_that_clips_is_measured_clipped(flow: bool, pictures: Pictures, tmp_path: Path) -> None:
-    assert own_clip(system(flow=flow).generator) is None  # type: ignore[arg-type]
+    assert own_clip(system(flow=flow).generator) is None
     clipping = SamplingSettings(guidance=Rescale(Clip(ClassifierFree(3.0), 0.5)))
     subject = Subject(system(flow=flow, settings=clipping), pictures)
     assert own_clip(subject.generator) == 0.5

@@ -162,7 +162,7 @@ def test_the_reference_is_seen_once(pictures: Pictures, tmp_path: Path) -> None:
 
     counts = []
     for name in ("a", "b"):
-        extractor = Extractor("seeing", Seeing().requires_grad_(False), None, (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+        extractor = Extractor("seeing", Seeing().requires_grad_(False), None, (0.0,) * 3, (1.0,) * 3)
         yard = Yardstick(pictures=pictures, extractor=extractor, reference="train", cache=tmp_path / "cache", count=40)
         before = Seeing.seen
         measure(model(Known(pictures, noisy)), yard, tmp_path / name, making=Making(), say=lambda *_: lambda _: None)

@@ -50,7 +50,7 @@ IDENTITY = {"model": "m", "seed": 7}
 
 
 def made(folder: Path, painter: Painter, **identity: Any) -> Samples:
-    return Samples(painter, folder, {**IDENTITY, **identity}, Making(batch=3))  # type: ignore[arg-type]
+    return Samples(painter, folder, {**IDENTITY, **identity}, Making(batch=3))
 
 
 def whole(samples: Samples, series: Series) -> np.ndarray:

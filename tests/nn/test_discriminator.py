@@ -93,7 +93,7 @@ def test_every_parameter_learns_and_the_condition_counts(make: Any) -> None:
 
 def test_tokens_are_read_where_they_are_attended_to() -> None:
     network, noise, condition = perturb(generator(vector=6, context=12, attention=(0,), heads=2)), normal(3, 5), told(3)
-    swapped = replace(condition, tokens=condition.tokens.flip(0))  # type: ignore[union-attr]
+    swapped = replace(condition, tokens=condition.tokens.flip(0))
     assert not torch.allclose(network(noise, condition), network(noise, swapped), atol=1e-3)
     padded = Condition.stack((condition, Condition(normal(1, 6, 12), None, normal(1, 6)))).rows(slice(0, 3))
     torch.testing.assert_close(network(noise, condition), network(noise, padded))  # padding never matters
@@ -147,9 +147,9 @@ def test_rows_are_judged_alone_and_features_serve_further_conditions() -> None:
     network, x = perturb(discriminator(vector=6, context=12)), normal(4, 3, 8, 8)
     scores = network(x, told(4))
     torch.testing.assert_close(network(x[1:2], told(4).rows([1])), scores[1:2])
-    features = network.features(x)  # type: ignore[operator]
-    torch.testing.assert_close(network.judge(features, told(4)), scores)  # type: ignore[operator]
-    another = network.judge(features, told(4).rows([3, 2, 1, 0]))  # type: ignore[operator]
+    features = network.features(x)
+    torch.testing.assert_close(network.judge(features, told(4)), scores)
+    another = network.judge(features, told(4).rows([3, 2, 1, 0]))
     torch.testing.assert_close(another, network(x, told(4).rows([3, 2, 1, 0])))
 
 

@@ -252,7 +252,7 @@ def test_moved_pictures_are_learnt(pictures: Path, decoder: Path, tmp_path: Path
         torch.testing.assert_close(
             moving.task.loss(part, Rng.samples(0, part.sample, "train")).rows, wanted[2:5], rtol=1e-4, atol=1e-5
         )
-        figures = [it.task.validate(batch, rng) for it in (plain, moving)]  # type: ignore[union-attr]
+        figures = [it.task.validate(batch, rng) for it in (plain, moving)]
         assert figures[0] == figures[1]
 
 

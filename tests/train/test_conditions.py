@@ -176,7 +176,7 @@ def test_an_image_alone_is_edited_as_ever(told: Told) -> None:
 
 
 def test_scales_of_inputs(told: Told) -> None:
-    settings = told.system.generator.settings  # type: ignore[attr-defined]
+    settings = told.system.generator.settings
     plain = told.make("edges", "layout")
     for scales, equal in (({"edges": 1.0, "layout": 1.0}, True), ({"edges": 2.0}, False), ({"layout": 0.0}, False)):
         made = told.make("edges", "layout", settings=replace(settings, guidance=Follow(Plain(), scales)))
@@ -534,7 +534,7 @@ def test_a_control_before_and_after_training(place: Path, frozen: Path, told: To
     assert read_component(place / "control").role == "control"
     system = load(frozen, controls=[place / "control"])
     assert torch.equal(pictures(system, {}), without)
-    follow = replace(system.generator.settings, guidance=Follow(Plain(), {"edges": 0.0}))  # type: ignore[attr-defined]
+    follow = replace(system.generator.settings, guidance=Follow(Plain(), {"edges": 0.0}))
     torch.testing.assert_close(pictures(system, given, follow), without, rtol=0, atol=1e-4)
     made = pictures(system, given)
     overlap, blind = (edge_overlap(edges(x), given["edges"]).mean() for x in (made, without))
@@ -602,7 +602,7 @@ def test_a_dit_is_controlled_too(place: Path) -> None:
     assemble(place / "dit-system", generator=place / "dit")
     run = control_of(place, place / "dit-system", "dit-control", 3)
     run.train(progress=False, rehearsal=False)
-    given, _ = run.task.inputs(run.pictures.heldout[:8], Rng.seeds(range(8)))  # type: ignore[attr-defined]
+    given, _ = run.task.inputs(run.pictures.heldout[:8], Rng.seeds(range(8)))
     system = load(place / "dit-system", controls=[place / "dit-control"])
     assert torch.equal(pictures(system, {}), pictures(load(place / "dit-system"), {}))
     assert not torch.equal(pictures(system, given), pictures(system, {}))

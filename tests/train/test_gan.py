@@ -165,7 +165,7 @@ def test_modes_are_covered_told_apart_and_kept(pictures: Path, tmp_path: Path) -
     names = [name for name in COLOURS for _ in range(32)]
     seeds = list(range(64))
     images = sampled(system, names, seeds)
-    now = System(it.task.text, gan(it).generator, it.task.decoder)  # type: ignore[attr-defined]
+    now = System(it.task.text, gan(it).generator, it.task.decoder)
     ema = read_checkpoint(checkpoints(folder)[-1]).tables["ema"]
     with torch.no_grad():
         for name, parameter in it.task.modules.named_parameters():

@@ -180,11 +180,11 @@ def test_the_adversarial_term_is_weighed_by_the_last_layer(pictures: Path, tmp_p
     images, made, mean, logvar = it.task._through(batch, Rng.samples(0, batch.sample))
     rows, _ = it.task.recipe.loss(images, made, mean, logvar)
     fooled = hinge_generator(judges.discriminator(made))
-    share = adaptive_weight(rows.mean(), fooled.mean(), network.last)  # type: ignore[arg-type]
+    share = adaptive_weight(rows.mean(), fooled.mean(), network.last)
     torch.testing.assert_close(found.rows, rows + 0.7 * share * fooled)
     pulls = [
         torch.autograd.grad(part.mean(), network.last, retain_graph=True)[0].norm() for part in (rows, share * fooled)
-    ]  # type: ignore[arg-type, type-var]
+    ]
     torch.testing.assert_close(*pulls)
     with pytest.raises(RecipeError, match="accumulate"):
         train(run(pictures, tmp_path / "cut", task, accumulate=2))
@@ -218,12 +218,12 @@ def test_what_a_diffusion_upsampler_learns_from(pictures: Path, tmp_path: Path) 
     dropped = (told.vector[:, -1] == 1).float().mean()
     assert 0.2 < dropped < 0.8
     half = task.taught(batch, Rng.samples(0, batch.sample, "x"))
-    assert torch.equal(half.image, told.image)  # type: ignore[arg-type]
+    assert torch.equal(half.image, told.image)
     clean = task.told(batch)
     assert clean.image is not None and bool((clean.numbers["augmentation"] == 0).all())
     small = downsample(batch.images, 2)
     zero = torch.zeros(len(batch))
-    assert torch.equal(clean.image, task.upsampler.told(clean, small, zero, torch.randn_like(small)).image)  # type: ignore[arg-type]
+    assert torch.equal(clean.image, task.upsampler.told(clean, small, zero, torch.randn_like(small)).image)
 
 
 def test_a_diffusion_upsampler_learns(pictures: Path, tmp_path: Path) -> None:
