@@ -42,7 +42,7 @@ def inception_file(tmp_path: Path) -> Path:
 
 def test_inception_from_either_format(inception_file: Path, tmp_path: Path) -> None:
     state = {name: t for name, t in inception().state_dict().items() if not name.endswith("num_batches_tracked")}
-    # torch.save is banned since what it writes is a pickle; here a file as others publish it is needed, to be read as data
+    # torch.save is banned since what it writes is a pickle; here such a file is needed, to be read as data
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)  # noqa: TID251
     found = [find_extractor(str(path)) for path in (inception_file, tmp_path / "old.pth")]
     assert [one.name for one in found] == ["Inception-v3"] * 2

@@ -23,7 +23,7 @@ from carrara.nn.embed import Conditioning, Embedding, Sinusoidal, position_grid
 from carrara.nn.layers import feed_forward, initialise, zero
 from carrara.types import Condition
 
-__all__ = ["DiT", "DiTStem", "modulate"]
+__all__ = ["DiT", "DiTStem", "PatchTransformer", "modulate"]
 
 _LEVEL = Sinusoidal(cosine_first=True)
 _NO_CONDITION = Condition()
@@ -103,7 +103,37 @@ class DiTStem(nn.Module):
         return self.positions.to(h.dtype)
 
 
-class DiT(Configured, DiTStem):
+class PatchTransformer(DiTStem):
+    """A transformer that begins and ends as a DiT does, whatever its blocks."""
+
+    norm: nn.LayerNorm
+    modulation: nn.Linear
+    outward: nn.Linear
+
+    def make_begin(self, size: int | tuple[int, int], patch: int, width: int) -> None:
+        """The sizes; ValueError where they do not fit."""
+        if width % 4:
+            raise ValueError(f"a width of {width} has no quarter for the position waves; choose a multiple of 4")
+        height, breadth = (size, size) if isinstance(size, int) else size
+        if height % patch or breadth % patch:
+            raise ValueError(f"size {height} x {breadth} does not divide into patches of {patch}; choose another patch")
+        self.patch, self.grid = patch, (height // patch, breadth // patch)
+
+    def make_end(self, out_channels: int, width: int) -> None:
+        """What follows the blocks: nothing comes out of it at first."""
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.outward = zero(nn.Linear(width, out_channels * self.patch**2))
+        initialise(self.inward)
+
+    def end(self, h: Tensor, c: Tensor, x: Tensor) -> Tensor:
+        """The patches h (B, N, width), modulated by c (B, 1, width), as a picture of x's size and dtype."""
+        h = self.outward(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
+        size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
+        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)
+
+
+class DiT(Configured, PatchTransformer):
     """A transformer over patches, for pixels or latents.
 
     in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
@@ -142,12 +172,7 @@ class DiT(Configured, DiTStem):
         features: int = 256,
     ) -> None:
         super().__init__()
-        if width % 4:
-            raise ValueError(f"a width of {width} has no quarter for the position waves; choose a multiple of 4")
-        height, breadth = (size, size) if isinstance(size, int) else size
-        if height % patch or breadth % patch:
-            raise ValueError(f"size {height} x {breadth} does not divide into patches of {patch}; choose another patch")
-        self.patch, self.grid = patch, (height // patch, breadth // patch)
+        self.make_begin(size, patch, width)
         self.embed = Conditioning(
             width=width,
             features=features,
@@ -175,10 +200,7 @@ class DiT(Configured, DiTStem):
             )
             for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = zero(nn.Linear(width, 2 * width))
-        self.outward = zero(nn.Linear(width, out_channels * patch**2))
-        initialise(self.inward)
+        self.make_end(out_channels, width)
 
     def forward(
         self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION, added: Sequence[Tensor] = ()
@@ -193,6 +215,4 @@ class DiT(Configured, DiTStem):
             h = block(h, c, tokens, condition.mask)
             if i < len(added):
                 h = h + added[i]
-        h = self.outward(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
-        size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)
+        return self.end(h, c, x)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from carrara.config import Configured
 from carrara.nn.attention import Attention, attend
-from carrara.nn.dit import DiTStem, modulate
+from carrara.nn.dit import PatchTransformer, modulate
 from carrara.nn.embed import Conditioning, Embedding, Sinusoidal
 from carrara.nn.layers import feed_forward, initialise, zero
 from carrara.types import Condition
@@ -80,7 +80,7 @@ class _JointBlock(nn.Module):
         return self.patches.answer(h, m, found[:, :, : h.shape[1]]), self.words.answer(w, n, found[:, :, h.shape[1] :])
 
 
-class MMDiT(Configured, DiTStem):
+class MMDiT(Configured, PatchTransformer):
     """A transformer over patches and words, for pixels or latents; its parameters are those of `DiT`.
 
     context: width of `condition.tokens`, which there have to be.
@@ -109,12 +109,8 @@ class MMDiT(Configured, DiTStem):
         features: int = 256,
     ) -> None:
         super().__init__()
-        if width % 4:
-            raise ValueError(f"a width of {width} has no quarter for the position waves; choose a multiple of 4")
-        height, breadth = (size, size) if isinstance(size, int) else size
-        if height % patch or breadth % patch:
-            raise ValueError(f"size {height} x {breadth} does not divide into patches of {patch}; choose another patch")
-        self.patch, self.grid, self.positions = patch, (height // patch, breadth // patch), None
+        self.make_begin(size, patch, width)
+        self.positions = None
         self.embed = Conditioning(
             width=width,
             features=features,
@@ -135,10 +131,7 @@ class MMDiT(Configured, DiTStem):
             )
             for number in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = zero(nn.Linear(width, 2 * width))
-        self.outward = zero(nn.Linear(width, out_channels * patch**2))
-        initialise(self.inward)
+        self.make_end(out_channels, width)
         initialise(self.words)
 
     def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
@@ -152,6 +145,4 @@ class MMDiT(Configured, DiTStem):
             mask = F.pad(mask, (h.shape[1], 0), value=True)
         for block in self.blocks:
             h, w = block(h, w, c, mask)
-        h = self.outward(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
-        size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)
+        return self.end(h, c, x)
