@@ -237,7 +237,7 @@ def test_damaged_weights(copied: Path) -> None:
     "text, code, says",
     [
         ("", 5, "not JSON"),
-        ("[]", 5, "format_version"),
+        ("[]", 5, "holds no JSON object"),
         ('{"format_version": 99}', 5, "update Carrara"),
         ('{"format_version": 1}', 5, "lacks its role"),
         ('{"format_version": 1, "role": "generator", "config": {}, "files": {"../x": {}}}', 5, "damaged"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,19 @@ from carrara.autoregressive import AutoregressiveSettings
 from carrara.config import build
 from carrara.data import write_picture
 from carrara.data.augment import Augment
-from carrara.errors import Preempted, RecipeError
+from carrara.errors import RecipeError
 from carrara.nn.quantize import VectorQuantizer
 from carrara.rng import Rng
 from carrara.store import assemble, kinds, load
-from carrara.train.checkpoint import checkpoints, read_checkpoint
 from carrara.train.judge import heldout_figures
-from carrara.train.log import Event, read_log
+from carrara.train.log import read_log
 from carrara.train.parallel import World
 from carrara.train.recipe import Recipe, Run, read_recipe
 from carrara.train.settings import Training
 from carrara.train.state import State
 from carrara.train.step import rows_of, train_step
 from carrara.train.tasks import AutoregressiveTask, TokensTask
+from train.resumed import same_bits, train
 
 AUTOENCODER = {"kind": "kl", "down": 4, "widths": [8, 16], "encoder_blocks": [0, 1], "decoder_blocks": [0, 1]}
 VQ = {"kind": "vq", "vocabulary": 24, "channels": 4}
@@ -60,14 +59,6 @@ def tokens_task(quantizer: dict[str, Any] = VQ) -> dict[str, Any]:
     return {"kind": "tokens", "autoencoder": AUTOENCODER, "quantizer": quantizer}
 
 
-def train(it: Run, stop_after: int | None = None) -> None:
-    def stop(event: Event) -> None:
-        if event["event"] == "step" and event["step"] == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    it.train(progress=False, on_event=stop, rehearsal=stop_after is None)
-
-
 @pytest.fixture(scope="module")
 def decoder(pictures: Path) -> Path:
     """A trained token decoder."""
@@ -96,27 +87,14 @@ def load_facts(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("quantizer", [VQ, {"kind": "fsq", "levels": [4, 3, 2]}], ids=["vq", "fsq"])
 def test_a_resumed_decoder_ends_with_the_same_bits(pictures: Path, tmp_path: Path, quantizer: dict[str, Any]) -> None:
-    _same_bits(pictures, tmp_path, tokens_task(quantizer))
+    task = tokens_task(quantizer)
+    same_bits(tmp_path, lambda place, **stop: train(run(pictures, place, task), **stop))
 
 
 def test_a_resumed_generator_ends_with_the_same_bits(pictures: Path, decoder: Path, tmp_path: Path) -> None:
     task = {"kind": "autoregressive", "text": "labels", "decoder": str(decoder), "augment": {"shift": 0.1}}
-    _same_bits(pictures, tmp_path, {**task, "network": {**CAUSAL, "dropout": 0.1}})
-
-
-def _same_bits(pictures: Path, tmp_path: Path, task: dict[str, Any]) -> None:
-    train(run(pictures, tmp_path / "whole", task))  # with a rehearsal, which leaves nothing behind
-    for step in (2, 5):
-        with pytest.raises(Preempted):
-            train(run(pictures, tmp_path / "cut", task), stop_after=step)
-    train(run(pictures, tmp_path / "cut", task))
-    ends = [read_checkpoint(checkpoints(tmp_path / place)[-1]).tables for place in ("whole", "cut")]
-    assert {key: set(table) for key, table in ends[0].items()} == {key: set(table) for key, table in ends[1].items()}
-    for kind, table in ends[0].items():
-        for key, value in table.items():
-            assert torch.equal(value, ends[1][kind][key]), f"{kind} {key}"
-    weights = [(tmp_path / place / "weights.safetensors").read_bytes() for place in ("whole", "cut")]
-    assert weights[0] == weights[1]
+    task["network"] = {**CAUSAL, "dropout": 0.1}
+    same_bits(tmp_path, lambda place, **stop: train(run(pictures, place, task), **stop))
 
 
 def _state(it: Run, **more: Any) -> State:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from carrara.config import build
 from carrara.data import write_picture
-from carrara.errors import Preempted, RecipeError
+from carrara.errors import RecipeError
 from carrara.gan import GanGenerator, GanSettings
 from carrara.nn.discriminator import Discriminator
 from carrara.rng import Rng
@@ -28,6 +27,8 @@ from carrara.train.state import State
 from carrara.train.step import train_step
 from carrara.train.tasks import GanRecipe, GanTask
 from carrara.types import Condition
+from train import resumed
+from train.resumed import same_bits
 
 # Two classes of two modes each: the half that is bright, in a colour of the class.
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
@@ -65,13 +66,7 @@ def run(pictures: Path, out: Path, task: dict[str, Any] | None = None, **setting
 
 def train(it: Run, stop_after: int | None = None) -> list[Event]:
     events: list[Event] = []
-
-    def listen(event: Event) -> None:
-        events.append(event)
-        if event["event"] == "step" and event["step"] == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    it.train(progress=False, on_event=listen, rehearsal=stop_after is None)
+    resumed.train(it, stop_after, hear=events.append)
     return events
 
 
@@ -86,22 +81,10 @@ def sampled(system: System, prompts: list[str], seeds: list[int], settings: GanS
 
 
 def test_a_resumed_run_ends_with_the_same_bits(pictures: Path, tmp_path: Path) -> None:
-    events = train(run(pictures, tmp_path / "whole"))  # with a rehearsal, which leaves nothing behind
-    for step in (2, 5):
-        with pytest.raises(Preempted):
-            train(run(pictures, tmp_path / "cut"), stop_after=step)
-    train(run(pictures, tmp_path / "cut"))
-    ends = [read_checkpoint(checkpoints(tmp_path / place)[-1]).tables for place in ("whole", "cut")]
-    assert {key: set(table) for key, table in ends[0].items()} == {key: set(table) for key, table in ends[1].items()}
-    for kind, table in ends[0].items():
-        for key, value in table.items():
-            assert torch.equal(value, ends[1][kind][key]), f"{kind} {key}"
-    assert (tmp_path / "whole" / "weights.safetensors").read_bytes() == (
-        tmp_path / "cut" / "weights.safetensors"
-    ).read_bytes()
-    owned = {key.split("/")[0]: key.split("/")[1].split(".")[0] for key in ends[0]["optimizer"]}
+    events, last = same_bits(tmp_path, lambda place, **stop: train(run(pictures, place), **stop))
+    owned = {key.split("/")[0]: key.split("/")[1].split(".")[0] for key in last["optimizer"]}
     assert owned == {"generator": "generator", "discriminator": "discriminator"}  # an optimiser a phase
-    assert any(key.startswith("discriminator.") for key in ends[0]["weights"])  # to go on with,
+    assert any(key.startswith("discriminator.") for key in last["weights"])  # to go on with,
     component = load_component(tmp_path / "whole", "generator")  # not to keep
     assert isinstance(component, GanGenerator)
     assert not any(isinstance(module, Discriminator) for module in component.modules())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,17 @@ import torch
 from carrara.config import build
 from carrara.data import write_picture
 from carrara.diffusion import DiffusionGenerator, Importance, LearnedLogSNR
-from carrara.errors import Preempted, RecipeError
+from carrara.errors import RecipeError
 from carrara.rng import Rng
 from carrara.store import kinds, load_component
 from carrara.train.checkpoint import checkpoints, read_checkpoint
-from carrara.train.log import Event
 from carrara.train.parallel import World
 from carrara.train.recipe import Recipe, Run
 from carrara.train.settings import Training
 from carrara.train.state import State
 from carrara.train.step import rows_of, train_step
 from carrara.train.tasks import DiffusionTask
+from train.resumed import same_bits, train
 
 TABLE = {"kind": "linear-betas", "steps": 4, "first": 0.1, "last": 0.5}
 INTEGER = {"kind": "integer-step", "steps": 4}
@@ -92,46 +91,25 @@ def run(pictures: Path, out: Path, task: dict[str, Any], **settings: Any) -> Run
     return Run(build(Recipe, table, kinds()), cache=pictures / "cache")
 
 
-def train(it: Run, stop_after: int | None = None) -> None:
-    def stop(event: Event) -> None:
-        if event["event"] == "step" and event["step"] == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    it.train(progress=False, on_event=stop, rehearsal=stop_after is None)
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_a_resumed_run_ends_with_the_same_bits(pictures: Path, tmp_path: Path, name: str) -> None:
-    first = run(pictures, tmp_path / "whole", TASKS[name])
-    train(first)  # with a rehearsal, which leaves nothing behind
-    for step in (2, 5):
-        with pytest.raises(Preempted):
-            train(run(pictures, tmp_path / "cut", TASKS[name]), stop_after=step)
-    train(run(pictures, tmp_path / "cut", TASKS[name]))
-    ends = [read_checkpoint(checkpoints(tmp_path / place)[-1]).tables for place in ("whole", "cut")]
-    assert {key: set(table) for key, table in ends[0].items()} == {key: set(table) for key, table in ends[1].items()}
-    for kind, table in ends[0].items():
-        for key, value in table.items():
-            assert torch.equal(value, ends[1][kind][key]), f"{kind} {key}"
-    assert (tmp_path / "whole" / "weights.safetensors").read_bytes() == (
-        tmp_path / "cut" / "weights.safetensors"
-    ).read_bytes()
+    _, last = same_bits(tmp_path, lambda place, **stop: train(run(pictures, place, TASKS[name]), **stop))
     began = read_checkpoint(checkpoints(tmp_path / "whole")[0]).tables["weights"]
     if name in ("hybrid", "bound"):
         prefix = "simple_draw" if name == "hybrid" else "draw"
-        counts, losses = (ends[0]["task"][f"{prefix}/{key}"] for key in ("counts", "losses"))
+        counts, losses = (last["task"][f"{prefix}/{key}"] for key in ("counts", "losses"))
         assert counts.sum() > 4 and bool((losses != 0).any())
     if name == "hybrid":
         for part in ("coefficients", "constant"):
-            assert bool((ends[0]["weights"][f"simple_weight.{part}"] != 0).any())
-            assert f"simple_weight.{part}" in ends[0]["ema"]
+            assert bool((last["weights"][f"simple_weight.{part}"] != 0).any())
+            assert f"simple_weight.{part}" in last["ema"]
     if name == "learned schedule":
-        learned = {key: value for key, value in ends[0]["weights"].items() if ".schedule." in key}
+        learned = {key: value for key, value in last["weights"].items() if ".schedule." in key}
         assert len(learned) == 5
         fresh = LearnedLogSNR(curves=3)
         for key, value in learned.items():
-            assert not torch.equal(value, getattr(fresh, key.rsplit(".", 1)[1])) and key in ends[0]["ema"]
-    assert began.keys() == ends[0]["weights"].keys()
+            assert not torch.equal(value, getattr(fresh, key.rsplit(".", 1)[1])) and key in last["ema"]
+    assert began.keys() == last["weights"].keys()
 
 
 def test_a_learned_schedule_is_the_components(pictures: Path, tmp_path: Path) -> None:

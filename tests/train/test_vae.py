@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ from carrara.config import build, describe
 from carrara.data import open_pictures, write_picture
 from carrara.data.settings import DataSettings
 from carrara.decoder import Pixels, psnr
-from carrara.errors import Preempted, RecipeError
+from carrara.errors import RecipeError
 from carrara.rng import Rng
 from carrara.store import assemble, kinds, load, load_component
 from carrara.text import Labels
 from carrara.train.checkpoint import checkpoints, read_checkpoint
-from carrara.train.log import Event, read_log
+from carrara.train.log import read_log
 from carrara.train.recipe import Recipe, Run, read_recipe
 from carrara.train.tasks import VaeRecipe, VaeTask
 from carrara.types import Condition, Space
 from carrara.vae import DiscretisedLogistic, Normal, VaeGenerator, VaeObjective, VaeSettings
+from train.resumed import same_bits, train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "emoji"
 NAMES = ("apples", "boats", "cats", "drums")
@@ -61,14 +61,6 @@ def run(pictures: Path, out: Path, train: dict[str, Any] | None = None, **task: 
         },
     }
     return Run(build(Recipe, table, kinds()), cache=pictures / "cache")
-
-
-def train(it: Run, stop_after: int | None = None) -> None:
-    def stop(event: Event) -> None:
-        if event["event"] == "step" and event["step"] == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    it.train(progress=False, on_event=stop, rehearsal=stop_after is None)
 
 
 def test_it_learns_pictures_and_what_they_are_called(pictures: Path, tmp_path: Path) -> None:
@@ -120,18 +112,7 @@ def test_the_saved_one_makes_the_same(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_ends_with_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     objective = {"beta": 0.9, "warmup": 30, "free_bits": 2.0}
-    train(run(pictures, tmp_path / "whole", objective=objective))
-    for step in (2, 5):
-        with pytest.raises(Preempted):
-            train(run(pictures, tmp_path / "cut", objective=objective), stop_after=step)
-    train(run(pictures, tmp_path / "cut", objective=objective))
-    ends = [read_checkpoint(checkpoints(tmp_path / place)[-1]).tables for place in ("whole", "cut")]
-    for kind, table in ends[0].items():
-        assert set(table) == set(ends[1][kind])
-        for key, value in table.items():
-            assert torch.equal(value, ends[1][kind][key]), f"{kind} {key}"
-    files = [(tmp_path / place / "weights.safetensors").read_bytes() for place in ("whole", "cut")]
-    assert files[0] == files[1]
+    same_bits(tmp_path, lambda place, **stop: train(run(pictures, place, objective=objective), **stop))
     losses = [
         [e["loss"] for e in read_log(tmp_path / p / "log.jsonl") if e["event"] == "step"] for p in ("whole", "cut")
     ]

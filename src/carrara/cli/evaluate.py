@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,9 +27,21 @@ from carrara.cli.measuring import (
     Share,
     counted,
     share_of,
+    write_report,
 )
 from carrara.cli.reconstruct import Bench, evaluate_decoder, find_decoder
-from carrara.cli.voice import Voice, duration, table
+from carrara.cli.sampling import (
+    Candidates,
+    Guidance,
+    SamplerName,
+    Steps,
+    Temperature,
+    TopK,
+    TopP,
+    Truncation,
+    sampling_settings,
+)
+from carrara.cli.voice import Voice, duration
 from carrara.errors import StorageError
 
 if TYPE_CHECKING:
@@ -59,18 +70,14 @@ def evaluate(
     clip: Clip = None,
     per_prompt: PerPrompt = 4,
     bits: Bits = 256,
-    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Strides from noise to picture.")] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of VAEs and tokens: below 1 likelier, less varied.")
-    ] = None,
-    truncation: Annotated[
-        float | None, typer.Option(metavar="X", min=0, max=1, help="Of GANs: below 1 likelier, less varied.")
-    ] = None,
-    candidates: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Draws of each picture; the one that fits its prompt best is kept.")
-    ] = 1,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    truncation: Truncation = None,
+    candidates: Candidates = 1,
     shard: Share = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="For samples and report.")] = Path("evaluation"),
     batch: Batch = 32,
@@ -88,7 +95,6 @@ def evaluate(
 
     A decoder by itself is measured by what becomes of pictures that it encodes and decodes.
     """
-    from carrara.cli.sampling import sampling_settings
     from carrara.evaluate.model import open_model
     from carrara.evaluate.samples import Making
     from carrara.train.recipe import choose_device
@@ -102,6 +108,8 @@ def evaluate(
         "sampler": sampler,
         "guidance": guidance,
         "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
         "truncation": truncation,
     }
     if (model / "component.json").is_file():
@@ -145,8 +153,7 @@ def _make(
 def _measure(model: Model, yard: Yardstick, making: Making, out: Path, voice: Voice, as_json: bool, card: bool) -> None:
     from carrara.evaluate.card_section import write_into_card
     from carrara.evaluate.measure import measure
-    from carrara.evaluate.measure_page import measured_page
-    from carrara.store.atomic import write_json
+    from carrara.evaluate.measure_page import measured_page, what_was_measured
 
     began = time.monotonic()
     found = measure(model, yard, out, making=making, say=counted(voice))
@@ -156,26 +163,4 @@ def _measure(model: Model, yard: Yardstick, making: Making, out: Path, voice: Vo
             facts["card"] = str(write_into_card(model, found.facts))
         except StorageError as error:
             voice.warn(f"the model's card is as it was: {error}")
-    facts["warnings"] = voice.warnings
-    facts["report"] = str(out / "report.html")
-    write_json(out / "report.json", facts)
-    measured_page(found).write(out / "report.html")
-    if as_json:
-        voice.json(facts)
-        return
-    _tell(facts, voice)
-
-
-def _tell(facts: Mapping[str, Any], voice: Voice) -> None:
-    from carrara.evaluate.measure_page import what_was_measured
-    from carrara.evaluate.words import ordered, value_words, word
-
-    extractor = facts["extractor"]["name"]
-    names = ordered(list(facts["figures"]))
-    voice.say(f"{facts['name']}: {what_was_measured(facts)}")
-    voice.say(table([(word(name, extractor).label, value_words(name, facts)) for name in names]))
-    for name, mark in facts["marks"].items():
-        voice.say(f"{word(name, extractor).label}: {mark}.")
-    for name, why in facts["missing"].items():
-        voice.say(f"Not measured: {word(name, extractor).label} ({why}).")
-    voice.say(f"{duration(facts['seconds'])}; the report is {facts['report']}")
+    write_report(facts, measured_page(found), out, what_was_measured(facts), voice, as_json=as_json)

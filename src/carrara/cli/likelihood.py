@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from carrara.cli.folders import require_writable
+from carrara.cli.measuring import opened
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import DataError, RecipeError
 
@@ -100,7 +100,7 @@ def likelihood(
     bounded = _bound_measure(system, terms, steps, variance, clip) if bound or not ode else None
     followed = _ode_measure(system, dequantise, tolerance, probes) if ode else None
     _say_unused(context, bounded, followed, voice)
-    pictures = _pictures(_prepared(system, known, data), cache, voice)
+    pictures = opened(_prepared(system, known, data), cache, voice)
     rows = _rows(pictures, known, split, voice)
     subject = Subject(system, pictures, told=not unconditional, precision=_precision(known))
     _say_condition(subject, unconditional, voice)
@@ -148,8 +148,9 @@ def likelihood(
 def _facts(model: Path) -> Mapping[str, Any]:
     """What was noted of the generator when it was trained."""
     from carrara.store import read_component
+    from carrara.store.atomic import read_json
 
-    folder = json.loads((model / "model.json").read_text(encoding="utf-8"))["generator"]
+    folder = read_json(model / "model.json")["generator"]
     return read_component(model / folder).facts
 
 
@@ -172,18 +173,6 @@ def _precision(facts: Mapping[str, Any]) -> str:
     training = facts.get("training")
     noted = training.get("precision") if isinstance(training, Mapping) else None
     return "bfloat16" if noted == "bfloat16" else "float32"
-
-
-def _pictures(settings: DataSettings, cache: Path | None, voice: Voice) -> Pictures:
-    from carrara.data import open_pictures
-
-    with Counter(1, "pictures", silent=voice.silent) as counter:
-
-        def reading(done: int, total: int) -> None:
-            counter.total = total
-            counter.at(done)
-
-        return open_pictures(settings, cache, progress=reading)
 
 
 def _rows(pictures: Pictures, facts: Mapping[str, Any], split: str | None, voice: Voice) -> list[int]:

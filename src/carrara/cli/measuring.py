@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from carrara.cli.voice import Counter, Voice
+from carrara.cli.voice import Counter, Voice, duration, table
 from carrara.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from carrara.evaluate.extractor import Extractor
     from carrara.evaluate.measure import Say
     from carrara.evaluate.model import Model
+    from carrara.evaluate.report import Report
     from carrara.evaluate.yardstick import Yardstick
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "counted",
     "opened",
     "share_of",
+    "write_report",
 ]
 
 Data = Annotated[Path, typer.Option(metavar="FOLDER", help="The pictures to compare with.", show_default=False)]
@@ -177,3 +179,32 @@ def share_of(text: str | None) -> tuple[int, int] | None:
     if not found or int(found[1]) > int(found[2]):
         raise RecipeError(f'--shard is "{text}"; give which part of how many, such as 1/4, 2/4, 3/4 and 4/4')
     return int(found[1]), int(found[2])
+
+
+def write_report(facts: dict[str, Any], page: Report, out: Path, what: str, voice: Voice, *, as_json: bool) -> None:
+    """Writes report.html and report.json, and says what they say; `what` is what was measured, and how."""
+    from carrara.store.atomic import storage_errors, write_json
+
+    facts |= {"warnings": voice.warnings, "report": str(out / "report.html")}
+    with storage_errors(f"cannot use {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", facts)
+    page.write(out / "report.html")
+    if as_json:
+        voice.json(facts)
+        return
+    _tell(facts, what, voice)
+
+
+def _tell(facts: Mapping[str, Any], what: str, voice: Voice) -> None:
+    from carrara.evaluate.words import ordered, value_words, word
+
+    extractor = facts["extractor"]["name"]
+    names = ordered(list(facts["figures"]))
+    voice.say(f"{facts['name']}: {what}")
+    voice.say(table([(word(name, extractor).label, value_words(name, facts)) for name in names]))
+    for name, mark in facts["marks"].items():
+        voice.say(f"{word(name, extractor).label}: {mark}.")
+    for name, why in facts["missing"].items():
+        voice.say(f"Not measured: {word(name, extractor).label} ({why}).")
+    voice.say(f"{duration(facts['seconds'])}; the report is {facts['report']}")

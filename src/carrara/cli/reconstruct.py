@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carrara.cli.measuring import counted, opened
-from carrara.cli.voice import Voice, duration, table
+from carrara.cli.measuring import counted, opened, write_report
+from carrara.cli.voice import Voice
 from carrara.errors import RecipeError, StorageError
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def evaluate_decoder(trial: Trial, out: Path, voice: Voice, *, as_json: bool, ca
     from carrara.evaluate.card import card as new_card
     from carrara.evaluate.card_section import measured_section, write_section
     from carrara.evaluate.reconstruction_page import reconstruction_page, what_was_tried
-    from carrara.store.atomic import storage_errors, write_json
 
     began = time.monotonic()
     found: Reconstruction = trial.measured(counted(voice))
@@ -117,28 +116,4 @@ def evaluate_decoder(trial: Trial, out: Path, voice: Voice, *, as_json: bool, ca
             facts["card"] = str(written)
         except StorageError as error:
             voice.warn(f"the decoder's card is as it was: {error}")
-    facts["warnings"] = voice.warnings
-    facts["report"] = str(out / "report.html")
-    with storage_errors(f"cannot use {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "report.json", facts)
-    reconstruction_page(found).write(out / "report.html")
-    if as_json:
-        voice.json(facts)
-        return
-    _tell(facts, voice)
-
-
-def _tell(facts: Mapping[str, Any], voice: Voice) -> None:
-    from carrara.evaluate.reconstruction_page import what_was_tried
-    from carrara.evaluate.words import ordered, value_words, word
-
-    extractor = facts["extractor"]["name"]
-    names: Sequence[str] = ordered(list(facts["figures"]))
-    voice.say(f"{facts['name']}: {what_was_tried(facts)}")
-    voice.say(table([(word(name, extractor).label, value_words(name, facts)) for name in names]))
-    for name, mark in facts["marks"].items():
-        voice.say(f"{word(name, extractor).label}: {mark}.")
-    for name, why in facts["missing"].items():
-        voice.say(f"Not measured: {word(name, extractor).label} ({why}).")
-    voice.say(f"{duration(facts['seconds'])}; the report is {facts['report']}")
+    write_report(facts, reconstruction_page(found), out, what_was_tried(facts), voice, as_json=as_json)

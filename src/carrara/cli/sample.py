@@ -15,7 +15,19 @@ import typer
 
 from carrara.cli.folders import require_writable
 from carrara.cli.inputs import Begun, Files, follow_settings, read_inputs
-from carrara.cli.sampling import decoding_settings, editing_settings, sampling_settings
+from carrara.cli.sampling import (
+    Candidates,
+    Guidance,
+    SamplerName,
+    Steps,
+    Temperature,
+    TopK,
+    TopP,
+    Truncation,
+    decoding_settings,
+    editing_settings,
+    sampling_settings,
+)
 from carrara.cli.voice import Counter, Voice, duration
 from carrara.errors import CarraraError, NonFiniteError, RecipeError, StorageError
 
@@ -69,24 +81,14 @@ def sample(
     prompts_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the first picture; the next ones count on.")] = 0,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of each prompt.")] = 1,
-    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Strides from noise to picture.")] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of VAEs and tokens: below 1 likelier, less varied.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Of tokens: draw from the N likeliest; 0 is all.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Of tokens: from the likeliest that make up this probability.")
-    ] = None,
-    truncation: Annotated[
-        float | None, typer.Option(metavar="X", min=0, max=1, help="Of GANs: below 1 likelier, less varied.")
-    ] = None,
-    candidates: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Draws of each picture; the one that fits its prompt best is kept.")
-    ] = 1,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    truncation: Truncation = None,
+    candidates: Candidates = 1,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,

@@ -1,4 +1,4 @@
-"""The sampling settings of a model, with what was asked for on the command line put in."""
+"""What the commands that sample share: their options, and a model's own settings with what was given put in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from carrara.cli.voice import Voice
 from carrara.errors import RecipeError
@@ -16,7 +18,37 @@ if TYPE_CHECKING:
     from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
     from carrara.system import System
 
-__all__ = ["decoding_settings", "editing_settings", "sampling_settings", "with_steps"]
+__all__ = [
+    "Candidates",
+    "Guidance",
+    "SamplerName",
+    "Steps",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Truncation",
+    "decoding_settings",
+    "editing_settings",
+    "sampling_settings",
+    "with_steps",
+]
+
+Steps = Annotated[int | None, typer.Option(metavar="N", min=1, help="Strides from noise to picture.")]
+SamplerName = Annotated[str | None, typer.Option(metavar="NAME", help="ancestral, ddim, dpmpp-2m, heun, ...")]
+Guidance = Annotated[float | None, typer.Option(metavar="X", help="How much the prompt counts; 1 is off.")]
+Temperature = Annotated[
+    float | None, typer.Option(metavar="X", min=0, help="Of VAEs and tokens: below 1 likelier, less varied.")
+]
+TopK = Annotated[int | None, typer.Option(metavar="N", min=0, help="Of tokens: draw from the N likeliest; 0 is all.")]
+TopP = Annotated[
+    float | None, typer.Option(metavar="X", help="Of tokens: from the likeliest that make up this probability.")
+]
+Truncation = Annotated[
+    float | None, typer.Option(metavar="X", min=0, max=1, help="Of GANs: below 1 likelier, less varied.")
+]
+Candidates = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Draws of each picture; the one that fits its prompt best is kept.")
+]
 
 
 def sampling_settings(system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,8 +59,9 @@ def _folder(model: Path, role: str) -> Path:
 
 
 def _described(model: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((model / "model.json").read_text(encoding="utf-8"))
-    return found
+    from carrara.store.atomic import read_json
+
+    return read_json(model / "model.json")
 
 
 def _part(folder: Path, role: str | None, verify: bool) -> dict[str, Any]:

@@ -239,8 +239,8 @@ def contrastive_extractor(text: ContrastiveText) -> Extractor:
 
 
 def _of_folder(given: str) -> Extractor:
+    from carrara.store.atomic import read_json
     from carrara.store.transformers import find_folder
-    from carrara.store.transformers.tokenizer import read_json
 
     folder = find_folder(given)
     if not (folder / "config.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from carrara.data import DataSettings, Pictures
 from carrara.errors import RecipeError
 from carrara.fingerprint import fingerprint
 from carrara.store import ROLES, kinds, load, read_component
+from carrara.store.atomic import read_json
 from carrara.system import System
 from carrara.text import Labels, TextEncoder, Unconditional
 
@@ -95,7 +95,7 @@ def open_model(path: Path, name: str | None = None) -> Model:
             f"{path} was never without {lacking[0].name}, and is measured under prompts alone; measure a model that "
             "was trained with a drop above 0"
         )
-    body = json.loads((path / "model.json").read_text(encoding="utf-8"))
+    body = read_json(path / "model.json")
     noted = body.get("training_seconds")
     seconds = {
         role: float(value)

@@ -26,6 +26,7 @@ __all__ = [
     "MANIFEST",
     "free_bytes",
     "new_directory",
+    "read_json",
     "remove",
     "require_space",
     "storage_errors",
@@ -81,6 +82,19 @@ def write_file(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`write_file` of a JSON object, indented, with sorted keys."""
     write_file(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; StorageError where it is none."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise StorageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise StorageError(f"{path} holds no JSON object")
+    return body
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from carrara.conditions import controlled
 from carrara.config import Role, build, describe
 from carrara.decoder.chain import Chain
 from carrara.errors import CarraraError, RecipeError, StorageError
-from carrara.store.atomic import new_directory, storage_errors, write_file
+from carrara.store.atomic import new_directory, read_json, storage_errors, write_file
 from carrara.store.kinds import kinds
 from carrara.store.safetensors_io import load_tensors, save_tensors
 from carrara.system import System
@@ -88,14 +88,9 @@ def _measure(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(body, dict) or not isinstance(version := body.get("format_version"), int):
+def _read_own(path: Path) -> dict[str, Any]:
+    body = read_json(path)
+    if not isinstance(version := body.get("format_version"), int):
         raise StorageError(f"{path} has no format_version; it is not one of Carrara's files")
     if version > _FORMAT_VERSION:
         raise StorageError(
@@ -108,7 +103,7 @@ def read_component(folder: Path, role: str | None = None) -> Component:
     """A component's description, its files checked for presence and size; StorageError or RecipeError if not right."""
     if not (folder / _COMPONENT).is_file():
         raise _no_component(folder, role)
-    body = _read_json(folder / _COMPONENT)
+    body = _read_own(folder / _COMPONENT)
     found, config, files = body.get("role"), body.get("config"), body.get("files")
     if found not in _WORDS or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
         raise StorageError(f"{folder / _COMPONENT} lacks its role, config or files; the folder is damaged")
@@ -306,7 +301,7 @@ def load(path: str | Path, *, controls: Sequence[str | Path] = ()) -> System:
             role = read_component(folder).role
             raise RecipeError(f"{folder} is a single {role}; put a system together with `carrara assemble`")
         raise _absent(folder, _MODEL, "; a model folder is made by `carrara assemble`")
-    body = _read_json(folder / _MODEL)
+    body = _read_own(folder / _MODEL)
     parts = {role: load_component(_inside(folder, body.get(role), role), role) for role in ROLES}
     own = body.get("controls", [])
     if not isinstance(own, list):

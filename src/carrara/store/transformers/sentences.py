@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from carrara.errors import RecipeError, StorageError
+from carrara.store.atomic import read_json
 from carrara.store.transformers.source import PretrainedSource
-from carrara.store.transformers.tokenizer import read_json
 
 __all__ = ["pooling_of"]
 

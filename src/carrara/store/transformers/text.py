@@ -11,11 +11,12 @@ from torch import nn
 
 from carrara.config import Role, build
 from carrara.errors import RecipeError, StorageError
+from carrara.store.atomic import read_json
 from carrara.store.kinds import kinds
 from carrara.store.transformers.architectures import architecture
 from carrara.store.transformers.places import find_folder
 from carrara.store.transformers.source import PretrainedSource
-from carrara.store.transformers.tokenizer import find_tokenizer, read_json
+from carrara.store.transformers.tokenizer import find_tokenizer
 from carrara.store.transformers.weights import find_weights
 from carrara.text import PretrainedText
 

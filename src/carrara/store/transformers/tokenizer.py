@@ -9,15 +9,13 @@ Pipelines of several encoders keep them in folders of their own: text_encoder_2 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from carrara.errors import StorageError
-from carrara.store.atomic import storage_errors
+from carrara.store.atomic import read_json, storage_errors
 from carrara.types import Asset
 
-__all__ = ["find_tokenizer", "read_json"]
+__all__ = ["find_tokenizer"]
 
 _NAME = "tokenizer.json"
 # CLIP's own pattern: contractions, words, single digits, runs of other signs.
@@ -45,19 +43,6 @@ def find_tokenizer(folder: Path) -> Asset:
         + (f", only {found[0]}" if found else "")
         + "; make one with transformers:  AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's table; StorageError where it is none."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise StorageError(f"{path} holds no table")
-    return table
 
 
 def _clip(place: Path) -> bytes:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from carrara.errors import StorageError
-from carrara.store.transformers.tokenizer import read_json
+from carrara.store.atomic import read_json
 
 __all__ = ["Positions", "Source", "WeightFiles", "find_weights"]
 
