@@ -406,6 +406,32 @@ def test_files_take_the_place_of_what_is_computed(beside: Path) -> None:
         run_of(beside, "blended", {"inputs": blended}, steps=1, data=data)
 
 
+def test_a_map_is_obeyed(tmp_path: Path) -> None:
+    """Held-out maps of depth say where the shape is; whatever has no colour is near to white."""
+    rows = []
+    (tmp_path / "pics" / "depth").mkdir(parents=True)
+    for number in range(64):
+        name, pixels = f"{number:02}.png", picture(number)
+        depth = np.where((pixels != 255).any(2), np.linspace(255, 120, SIDE)[:, None], 0).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pics" / name)
+        Image.fromarray(depth).save(tmp_path / "pics" / "depth" / name)
+        rows.append(json.dumps({"file_name": name, "depth_file_name": f"depth/{name}"}))
+    (tmp_path / "pics" / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    run = run_of(tmp_path, "map", {"inputs": {"depth": {"kind": "map", "drop": 0.2}}}, steps=240)
+    run.train(progress=False, rehearsal=False)
+    system = assemble(tmp_path / "system", generator=tmp_path / "map")
+    assert isinstance(run.task, GeneratorTask)
+    given, _ = run.task.inputs(run.pictures.heldout[:8], Rng.seeds(range(8)))
+    near = given["depth"][:, 0] > -0.5
+
+    def overlap(images: Tensor) -> float:
+        shape = images.amin(1) < 0.3
+        return float(((shape & near).sum((1, 2)) / (shape | near).sum((1, 2))).mean())
+
+    told, free = overlap(pictures(system, given)), overlap(pictures(system, {}))
+    assert told > 0.7 and told > free + 0.25, (told, free)
+
+
 # --- embeddings and latents -------------------------------------------------------------------------------------------
 
 
