@@ -5,11 +5,11 @@
     python docs/figures.py --target   the same for docs/data/target.json (ten minutes)
 
 docs/choosing.md says which commands made the data of samplers; `python -m benchmarks.recipes NAME` makes that of
-recipes in docs/data/results, and `python -m benchmarks.emoji` benchmarks/results/compare-emoji.json: before that is
-there, its tables and pictures say so. A page holds <!--NAME.PATH FORMAT-->number<!--/--> for a number, <!--error CASE
-SAMPLER GRID BUDGET-->number<!--/--> for the error of a sampler, and <!--table NAME-->, <!--/table--> around a table, or
-what else is made of data; what stands between is replaced. tests/test_docs.py checks that the pages and pictures are
-those of the data.
+recipes in docs/data/results, `python -m benchmarks.emoji` and `python -m benchmarks.conditions` compare-emoji.json
+and conditions.json in benchmarks/results: before they are there, their tables and pictures say so. A page holds
+<!--NAME.PATH FORMAT-->number<!--/--> for a number, <!--error CASE SAMPLER GRID BUDGET-->number<!--/--> for the error
+of a sampler, and <!--table NAME-->, <!--/table--> around a table, or what else is made of data; what stands between
+is replaced. tests/test_docs.py checks that the pages and pictures are those of the data.
 """
 
 from __future__ import annotations
@@ -354,6 +354,45 @@ def emoji_pictures() -> str:
     return "\n\n".join(("\n".join(lines), about, where, charts))
 
 
+OBEYED = {
+    "edge_overlap": "edges that fall together, 1 is all",
+    "layout_agreement": "pixels of the layout's colour",
+    "relief_error": "error of the heights, of 1",
+    "small_image_rms": "rms error of the small image",
+    "likeness": "likeness to the picture given, 1 is the same",
+    "hole_rms": "rms distance to the picture under the mask",
+    "changed_outside": "pictures changed outside of the mask",
+    "label_accuracy": "labels read by our classifier that are right",
+}
+
+
+def conditions() -> Any:
+    """What models of conditions obey; None before it is measured."""
+    return data("conditions") if (BENCHMARKS / "conditions.json").is_file() else None
+
+
+def conditions_table() -> tuple[Sequence[str], Rows]:
+    """A row a measure: told, and the same seeds under the caption alone; of classes, real pictures."""
+
+    def cell(found: Any) -> str:
+        return f"{found['mean']:.3f} ± {found['std_error']:.3f}".replace("-", "−") if found else "–"
+
+    rows = []
+    for row in conditions()["rows"]:
+        for name, found in row["figures"].items():
+            rows.append(
+                [row["name"], round(row["training"]["seconds"]), OBEYED[name], cell(found["told"]),
+                 cell(found.get("alone")), cell(found.get("real"))]
+            )  # fmt: skip
+    return ("recipe", "seconds", "measure", "told", "under the caption alone", "real pictures"), rows
+
+
+def conditions_pictures() -> str:
+    """What was given, what was made of it, the same seeds without it, and the pictures that it came from."""
+    names = [row["name"] for row in conditions()["rows"]]
+    return "\n\n".join(f"![{name}](images/condition-{name}.png)\n\n*{name}*" for name in names)
+
+
 TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "why-bound": bound_table,
     "why-training": training_table,
@@ -372,12 +411,15 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "results-emoji-decoders": emoji_decoders_table,
     "results-emoji-goals": emoji_goals_table,
     "results-emoji-pictures": emoji_pictures,
+    "conditions": conditions_table,
+    "conditions-pictures": conditions_pictures,
 }
+MEASURED = {"results-emoji": emoji, "conditions": conditions}  # what tables of these names are made of
 
 
 def table(name: str) -> str:
     """A table of Markdown, without the lines around it; a sentence where its data are not there."""
-    if name.startswith("results-emoji") and emoji() is None:
+    if any(name.startswith(prefix) and record() is None for prefix, record in MEASURED.items()):
         return "*Not measured yet.*"
     made = TABLES[name]()
     if isinstance(made, str):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import emoji
-from carrara.cli import main as command
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,20 +67,8 @@ settings = { times = { kind = "uniform", steps = 2 } }
 FAMILIES = ("vae", "autoregressive", "cascade")
 
 
-def in_process(*arguments: object, **_: str) -> str:
-    """`carrara` without a process of its own, which takes seconds to start."""
-    out = io.StringIO()
-    words = [str(word) for word in arguments]
-    if words[0] in ("compare", "evaluate"):
-        words += ["--extractor", "pixels"]
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-        command(words)
-    assert not ended.value.code, words
-    return out.getvalue()
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, in_process: Callable[..., str]) -> Path:
     """A place in which the whole comparison was made of tiny recipes."""
     place = tmp_path_factory.mktemp("emoji")
     (place / "recipes").mkdir()

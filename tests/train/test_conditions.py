@@ -650,8 +650,10 @@ def test_trains(path: Path, parts: Path, frozen: Path, tmp_path: Path) -> None:
     name = path.stem
     small = [f"data.folder={parts / 'pics'}", f"data.size={SIDE}", f"out={tmp_path / 'run'}", "minutes=0"]
     small += ["train.steps=1", "train.batch=4", "train.warmup=0", "train.precision=float32"]
-    small += [f"task.model={frozen}"] if name.startswith("control") else ["task.network.channels=8"]
-    small += [f"task.text={parts / 'text'}"] if 'text = "runs' in path.read_text() else []
+    words = path.read_text()
+    small += [f"task.model={frozen}"] if name.startswith("control") else []
+    small += ["task.network.channels=8"] if 'kind = "unet"' in words else []
+    small += [f"task.text={parts / 'text'}"] if 'text = "runs' in words else []
     small += [f"task.inputs.embedding.encoder={parts / 'text'}"] if name == "embedding" else []
     assert Run(read_recipe(path, small), cache=tmp_path / "cache").train(progress=False, rehearsal=False).steps == 1
     assert (tmp_path / "run" / "weights.safetensors").is_file()

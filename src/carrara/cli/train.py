@@ -146,7 +146,8 @@ def _next(run: Run, recipe: Path) -> list[str]:
             value = getattr(run.recipe.task, name, "")
             if is_folder(value):
                 parts += [f"--{name}", value]
-        return ["Next:  " + command("assemble", "--generator", run.folder, *parts, run.folder.parent / "system")]
+        own = "system" if run.folder.name == "generator" else f"{run.folder.name}-system"  # beside others' systems
+        return ["Next:  " + command("assemble", "--generator", run.folder, *parts, run.folder.with_name(own))]
     if run.task.role == "control":
         from carrara.text import Unconditional
 
