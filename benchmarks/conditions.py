@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from carrara.conditions import Input
     from carrara.data import Pictures
     from carrara.text import ContrastiveText
+    from carrara.train.recipe import Recipe
 
 __all__ = ["NAMES", "Bench", "main"]
 
@@ -44,11 +45,16 @@ COUNT = 80  # held-out pictures at most, and samples of classes
 SHOWN = 8
 
 
-def needed(recipes: Path, name: str) -> list[Path]:
-    """The run folders that have to be there before a recipe is trained."""
+def recipe_of(recipes: Path, name: str) -> Recipe:
+    """The recipe of a condition."""
     from carrara.train.recipe import read_recipe
 
-    task = read_recipe(recipes / f"{name}.toml").task
+    return read_recipe(recipes / f"{name}.toml")
+
+
+def needed(recipes: Path, name: str) -> list[Path]:
+    """The run folders that have to be there before a recipe is trained."""
+    task = recipe_of(recipes, name).task
     told = [getattr(task, "text", ""), getattr(task, "model", "")]
     found = [Path(path) for path in told if isinstance(path, str) and "/" in path]
     if name in JUDGES:
@@ -63,28 +69,17 @@ def train(recipes: Path, name: str) -> None:
         train(at, path.name)
     print(f"{name}: training", flush=True)
     carrara("train", recipes / f"{name}.toml", "--quiet")
-    run, model = _run(recipes, name), _model(recipes, name)
-    component = json.loads((run / "component.json").read_text(encoding="utf-8"))
-    if component["role"] == "generator" and not (model / "model.json").is_file():
-        carrara("assemble", "--generator", run, *_text(recipes, name), model)
+    recipe = recipe_of(recipes, name)
+    component = json.loads((Path(recipe.out) / "component.json").read_text(encoding="utf-8"))
+    if component["role"] == "generator" and not (_model(recipe) / "model.json").is_file():
+        text = getattr(recipe.task, "text", "")
+        parts = ["--text", text] if isinstance(text, str) and "/" in text else []
+        carrara("assemble", "--generator", recipe.out, *parts, _model(recipe))
 
 
-def _run(recipes: Path, name: str) -> Path:
-    from carrara.train.recipe import read_recipe
-
-    return Path(read_recipe(recipes / f"{name}.toml").out)
-
-
-def _model(recipes: Path, name: str) -> Path:
-    run = _run(recipes, name)
-    return run.with_name(f"{run.name}-system")
-
-
-def _text(recipes: Path, name: str) -> list[object]:
-    from carrara.train.recipe import read_recipe
-
-    text = getattr(read_recipe(recipes / f"{name}.toml").task, "text", "")
-    return ["--text", text] if isinstance(text, str) and "/" in text else []
+def _model(recipe: Recipe) -> Path:
+    """Where the model of a generator's recipe is assembled."""
+    return Path(f"{recipe.out}-system")
 
 
 @dataclass(frozen=True)
@@ -124,11 +119,10 @@ def opened(recipes: Path, name: str) -> Bench:
     """The model of a recipe, or the controlled one with its control, beside its own held-out pictures."""
     from carrara import load
     from carrara.data import open_pictures
-    from carrara.train.recipe import read_recipe
 
-    recipe = read_recipe(recipes / f"{name}.toml")
+    recipe = recipe_of(recipes, name)
     control = getattr(recipe.task, "model", None)
-    system = load(control, controls=[recipe.out]) if control else load(_model(recipes, name))
+    system = load(control, controls=[recipe.out]) if control else load(_model(recipe))
     pictures = open_pictures(recipe.data)
     return Bench(system, system.conditions, pictures, pictures.heldout.tolist()[:COUNT])
 
@@ -181,7 +175,7 @@ def measured(recipes: Path, name: str, images: Path) -> dict[str, Any]:
             shown = [one.shown(*(given[need] for need in one.needs)) for one in bench.conditions]
             rows = [*shown, told, alone, bench.images]
     _sheet(rows).save(images / f"condition-{name}.png", optimize=True)
-    done = _done(_run(recipes, name))
+    done = _done(Path(recipe_of(recipes, name).out))
     return {"name": name, "pictures": len(rows[0]), "figures": figures, "training": done}
 
 
