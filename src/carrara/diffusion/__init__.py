@@ -20,7 +20,7 @@ from carrara.diffusion.draw import (
     TimeDistribution,
     Uniform,
 )
-from carrara.diffusion.edit import Editing, inpaint, interpolate, invert, partial, progressive, slerp
+from carrara.diffusion.edit import Editing, hold, inpaint, interpolate, invert, partial, progressive, slerp
 from carrara.diffusion.follow import Follow
 from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
 from carrara.diffusion.guidance import Autoguidance, ClassifierFree, Composed, Guidance, Plain, guide
@@ -202,6 +202,7 @@ __all__ = [
     "given",
     "guide",
     "heun",
+    "hold",
     "inpaint",
     "interpolate",
     "invert",
