@@ -38,6 +38,7 @@ from carrara.diffusion.likelihood import (
 from carrara.diffusion.limits import Clip, Rescale, Threshold
 from carrara.diffusion.loss import DenoisingLoss, Objective
 from carrara.diffusion.multistep import adams, plms, pndm
+from carrara.diffusion.number import Number, numbered
 from carrara.diffusion.ode_likelihood import (
     EveryAxis,
     GaussianProbes,
@@ -146,6 +147,7 @@ __all__ = [
     "MinSNR",
     "Mode",
     "NormalNoise",
+    "Number",
     "Objective",
     "OdeLikelihood",
     "P2",
@@ -211,6 +213,7 @@ __all__ = [
     "lcm",
     "leading",
     "linspace",
+    "numbered",
     "ode_log_prob",
     "partial",
     "plms",
