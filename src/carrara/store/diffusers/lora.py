@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from carrara.errors import RecipeError, StorageError
-from carrara.store.diffusers.tensors import Stacked, Table, TensorSource, names
+from carrara.store.diffusers.tensors import Pointwise, Stacked, Table, TensorSource, names
 from carrara.store.safetensors_io import nonfinite
 
-__all__ = ["Lora", "Update", "merged", "read_lora", "written"]
+__all__ = ["Lora", "Update", "merged", "parted", "read_lora", "written"]
 
 _METADATA = "lora_adapter_metadata"
 _NAMED = 3
@@ -162,6 +162,26 @@ def merged(
     if left:
         raise StorageError(f"{len(left)} updates are of layers that this network does not have: {_some(left)}")
     return changed
+
+
+def parted(table: Table, factors: Mapping[str, Update]) -> dict[str, Update]:
+    """Updates of our layers as updates of theirs, by the names of modules there; what `merged` undoes.
+
+    One that is stacked of several has the same `down` for each of them, and of `up` its rows.
+    """
+    found: dict[str, Update] = {}
+    for layer, update in factors.items():
+        place = table[f"{layer}.weight"]
+        if isinstance(place, Stacked):
+            ups = update.up.split(list(place.rows))
+        else:
+            ups = (update.up,)
+        for name, up in zip(names(place), ups, strict=True):
+            down = update.down
+            if isinstance(place, Pointwise):
+                up, down = up[:, :, None, None], down[:, :, None, None]
+            found[name.removesuffix(".weight")] = Update(down, up, update.alpha)
+    return found
 
 
 def written(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
