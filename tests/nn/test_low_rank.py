@@ -54,7 +54,7 @@ def test_it_begins_with_the_network_itself_and_ends_as_its_merged_weights(which)
     table = {name: name for name in state}
     given = {name: Update(*factors) for name, factors in updates.factors.items()}
     network.load_state_dict({**state, **merged(table, state, parted(table, given))})
-    torch.testing.assert_close(called(network), after, rtol=1e-4, atol=1e-4 * float(after.abs().max()))
+    torch.testing.assert_close(called(network), after, rtol=1e-4, atol=1e-4 * after.abs().max().item())
 
 
 def test_only_the_updates_learn_and_all_of_them_do():

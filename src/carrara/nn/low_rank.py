@@ -53,12 +53,12 @@ class _Pair(nn.Module):
         super().__init__()
         if isinstance(layer, nn.Conv2d):
             how: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-            self.down: nn.Module = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, bias=False, **how)
-            self.up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+            self.down: nn.Conv2d | nn.Linear = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, bias=False, **how)  # type: ignore[arg-type]
+            self.up: nn.Conv2d | nn.Linear = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             self.down = nn.Linear(layer.in_features, rank, bias=False)
             self.up = nn.Linear(rank, layer.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = self.up(self.down(x))
