@@ -146,7 +146,7 @@ def conditions(s: Settings, *, name: str) -> dict[str, Any]:
         depth[-1] = transformers.middle
     if transformers.middle and depth[-1] != transformers.middle:
         raise RecipeError(
-            f"{name} cannot hold transformers of depth {transformers.middle} in the middle after {depth[-1]} before it; "
+            f"{name} cannot hold transformers of depth {transformers.middle} in the middle after {depth[-1]}; "
             "it needs the same depth"
         )
     return {
