@@ -75,7 +75,7 @@ def test_each_half_computes_block_by_block_what_its_counterpart_does() -> None:
     ],
 )
 def test_the_factors_are_the_mean_and_deviation_of_the_latents(factors: dict[str, Any]) -> None:
-    """What a generator is trained on, (encoding - shift) * scale as the pipelines say; and they come back as written."""
+    """What a generator is trained on, (encoding - shift) * scale in the pipelines; and they come back as written."""
     config = {**SMALL, **factors}
     latents = Latents(built(autoencoder_kl.network(config), "autoencoder"), size=16)
     mean, std = (torch.tensor(values)[:, None, None] for values in autoencoder_kl.scale(config))
@@ -132,7 +132,8 @@ def test_what_the_class_cannot_say_is_refused(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("more", [{}, {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}])
 def test_full_size_is_the_same(more: dict[str, Any]) -> None:
     config = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
-              "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, **more}  # fmt: skip
+              "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+              **more}  # fmt: skip
     with torch.device("meta"):
         theirs, ours = diffusers.AutoencoderKL(**config), built(autoencoder_kl.network(config), "autoencoder")
     counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion (Rombach et al. 2022, after Esser et al. 2021), of Stable Diffusion, SD3 and FLUX.
+"""The autoencoder of latent diffusion (Rombach et al. 2022, after Esser et al. 2021): of Stable Diffusion and FLUX.
 
     encode   x (B, C, H, W)              ->  mean, logvar (B, latent, H / down, W / down),   down = 2^(widths - 1)
     decode   z (B, latent, h, w)         ->  x (B, C, h * down, w * down)
@@ -108,7 +108,7 @@ class ImageAutoencoder(Configured, nn.Module):
     """An encoder and a decoder in the layout of Stable Diffusion's; the defaults are its own.
 
     latent: channels of z (4 for SD and SDXL, 16 for SD3 and FLUX). widths: channels at each resolution, finest first.
-    blocks: residual blocks at each resolution of the encoder, one more in the decoder. attention: in the middle of both.
+    blocks: residual blocks at each resolution of the encoder, one more in the decoder. attention: in both middles.
     mix_moments, mix_latent: a linear map of each pixel after the encoder, and before the decoder (SD and SDXL).
     groups, group_width: of the norms, how many at most, and of how many channels at least.
     """

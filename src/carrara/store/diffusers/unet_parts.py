@@ -15,7 +15,7 @@ from carrara.store.diffusers.keys import Keys
 from carrara.store.diffusers.tensors import Place
 from carrara.store.kinds import kinds
 
-__all__ = ["TRAINING", "Settings", "basics", "channels", "descent", "settings", "types", "whole", "written"]
+__all__ = ["Settings", "TRAINING", "basics", "channels", "descent", "settings", "types", "whole", "written"]
 
 TRAINING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 """Keys of an average over a training, which some files hold and no class reads."""
