@@ -64,19 +64,22 @@ class Attention(nn.Module):
     """Attention over sequences, (B, N, width) to the same; the output projection is the caller's to zero.
 
     `context` is the width of the sequence attended to; None attends to x itself. `qk_norm` divides queries and keys by
-    their root mean square a head, which keeps the logits bounded (Henry et al. 2020, Esser et al. 2024).
+    their root mean square a head, which keeps the logits bounded (Henry et al. 2020, Esser et al. 2024). `bias`: of
+    queries, keys and values; the output projection always has one.
     """
 
-    def __init__(self, width: int, *, heads: int, context: int | None = None, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, *, heads: int, context: int | None = None, qk_norm: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"a width of {width} does not divide into {heads} heads; choose heads that divide it")
         self.heads = heads
         if context is None:
-            self.qkv = nn.Linear(width, 3 * width)
+            self.qkv = nn.Linear(width, 3 * width, bias=bias)
         else:
-            self.q = nn.Linear(width, width)
-            self.kv = nn.Linear(context, 2 * width)
+            self.q = nn.Linear(width, width, bias=bias)
+            self.kv = nn.Linear(context, 2 * width, bias=bias)
         self.q_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
         self.k_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
@@ -124,10 +127,17 @@ class SpatialAttention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, heads: int, context: int | None = None, groups: int = 32, eps: float = 1e-6
+        self,
+        channels: int,
+        *,
+        heads: int,
+        context: int | None = None,
+        groups: int = 32,
+        group_width: int = 4,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm = norm("group", channels, groups=groups, eps=eps)
+        self.norm = norm("group", channels, groups=groups, group_width=group_width, eps=eps)
         self.attention = Attention(channels, heads=heads, context=context)
         zero(self.attention.out)
 

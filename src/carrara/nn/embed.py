@@ -115,6 +115,20 @@ class _Reader(nn.Module):
         return self.linear2(F.silu(self.linear1(waves)))
 
 
+class _JointReader(nn.Module):
+    """A vector (B, vector) and numbers (B,), the waves of all side by side, to (B, width): linear, SiLU, linear."""
+
+    def __init__(self, embedding: Embedding, features: int, *, vector: int, numbers: int, width: int) -> None:
+        super().__init__()
+        self.embedding, self.features = embedding, features
+        self.linear1 = nn.Linear(vector + numbers * features, width)
+        self.linear2 = nn.Linear(width, width)
+
+    def forward(self, vector: Tensor, numbers: Sequence[Tensor]) -> Tensor:
+        waves = [self.embedding(number, self.features).to(vector.dtype) for number in numbers]
+        return self.linear2(F.silu(self.linear1(torch.cat((vector, *waves), 1))))
+
+
 class Conditioning(nn.Module):
     """The one place where a generator network reads its level and its `Condition`, and refuses what does not fit.
 
@@ -122,7 +136,10 @@ class Conditioning(nn.Module):
     built for them, a linear map of `condition.vector` (B, vector), one such small network a name in `numbers`, and for
     each name in `adapters` a linear map without bias of the mean of `condition.adapters` (B, L, adapters[name]).
     `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
-    along the channels; `condition.tokens` (B, L, context) are layer-normalised.
+    along the channels; `condition.tokens` (B, L, context) are layer-normalised, but with `token_norm` false.
+
+    With `joint_features` the vector and the numbers are read together, by one small network that sees the vector beside
+    so many of each number's waves (SDXL, Podell et al. 2023).
     """
 
     def __init__(
@@ -138,15 +155,28 @@ class Conditioning(nn.Module):
         numbers: Sequence[str] = (),
         controls: Mapping[str, int] | None = None,
         adapters: Mapping[str, int] | None = None,
+        token_norm: bool = True,
+        joint_features: int | None = None,
     ) -> None:
         super().__init__()
+        if joint_features is not None and (vector is None or not numbers):
+            raise ValueError(
+                f"joint_features={joint_features} reads a vector and numbers together, and there is vector={vector} "
+                f"and numbers={tuple(numbers)}; give both"
+            )
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
         self.level = _Reader(embedding, features, width)
-        self.vector = None if vector is None else nn.Linear(vector, width)
-        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers})
+        self.context, self.vector_width = context, vector
+        alone = joint_features is None
+        self.vector = nn.Linear(vector, width) if alone and vector is not None else None
+        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers if alone})
+        self.joint: _JointReader | None = None
+        if joint_features is not None and vector is not None:
+            count = len(self.numbers)
+            self.joint = _JointReader(embedding, joint_features, vector=vector, numbers=count, width=width)
         self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
-        self.token_norm = None if context is None else nn.LayerNorm(context)
+        self.token_norm = None if context is None or not token_norm else nn.LayerNorm(context)
         initialise(self)
 
     @property
@@ -167,11 +197,13 @@ class Conditioning(nn.Module):
             h = h + self.vector(condition.vector.to(dtype))
         for name, network in self.number.items():
             h = h + network(condition.numbers[name])
+        if self.joint is not None and condition.vector is not None:
+            h = h + self.joint(condition.vector.to(dtype), [condition.numbers[name] for name in self.numbers])
         for name, linear in self.adapter.items():
             h = h + linear(condition.adapters[name].to(dtype).mean(1))
         tokens = condition.tokens
-        if self.token_norm is not None and tokens is not None:
-            tokens = self.token_norm(tokens.to(dtype))
+        if tokens is not None:
+            tokens = tokens.to(dtype) if self.token_norm is None else self.token_norm(tokens.to(dtype))
         return x.to(dtype), h, tokens
 
     def _check(self, x: Tensor, level: Tensor, condition: Condition) -> None:
@@ -179,10 +211,8 @@ class Conditioning(nn.Module):
         rows = x.shape[0]
         if level.shape != (rows,):
             raise ValueError(f"level has shape {tuple(level.shape)} for {rows} rows; give one number a row, ({rows},)")
-        context = None if self.token_norm is None else self.token_norm.normalized_shape[0]
-        vector = None if self.vector is None else self.vector.in_features
-        check_part("tokens", condition.tokens, context, "context", axis=2, ndim=3, rows=rows)
-        check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
+        check_part("tokens", condition.tokens, self.context, "context", axis=2, ndim=3, rows=rows)
+        check_part("vector", condition.vector, self.vector_width, "vector", axis=1, ndim=2, rows=rows)
         channels = self.image_channels or None
         check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
         _check_names("controls", condition.controls, self.controls)

@@ -105,17 +105,17 @@ class ChannelRms(nn.Module):
         return x * scale.to(x.dtype) * self.weight.to(x.dtype).view(-1, 1, 1)
 
 
-def norm(kind: NormKind, channels: int, *, groups: int = 32, eps: float = 1e-6) -> nn.Module:
+def norm(kind: NormKind, channels: int, *, groups: int = 32, group_width: int = 4, eps: float = 1e-6) -> nn.Module:
     """A norm over feature maps of `channels` channels.
 
-    Group norm takes the largest number of groups that divides `channels`, is at most `groups` and leaves four channels
-    a group: with one channel a group it would take out whatever the level's embedding adds.
+    Group norm takes the largest number of groups that divides `channels`, is at most `groups` and leaves `group_width`
+    channels a group: with one channel a group it would take out whatever the level's embedding adds.
     """
     if kind == "rms":
         return ChannelRms(channels, eps=eps)
     if kind == "none":
         return nn.Identity()
-    most = max(1, min(groups, channels // 4))
+    most = max(1, min(groups, channels // group_width))
     return nn.GroupNorm(next(n for n in range(most, 0, -1) if channels % n == 0), channels, eps=eps)
 
 
@@ -141,15 +141,16 @@ class ResidualBlock(nn.Module):
         embedding: int | None = None,
         kind: NormKind = "group",
         groups: int = 32,
+        group_width: int = 4,
         eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         out = channels if out_channels is None else out_channels
-        self.norm1 = norm(kind, channels, groups=groups, eps=eps)
+        self.norm1 = norm(kind, channels, groups=groups, group_width=group_width, eps=eps)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.embed = None if embedding is None else nn.Linear(embedding, out)
-        self.norm2 = norm(kind, out, groups=groups, eps=eps)
+        self.norm2 = norm(kind, out, groups=groups, group_width=group_width, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.shortcut = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)

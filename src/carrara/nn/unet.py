@@ -2,13 +2,15 @@
 
 Each resolution has residual blocks told the level; at chosen ones the pixels also attend to one another and, when the
 network has a context, to the condition's tokens. What every block makes on the way down is concatenated on the way up.
-With its defaults this is the network of the paper for CIFAR-10, 35.7 million parameters at 32 x 32.
+With its defaults this is the network of the paper for CIFAR-10, 35.7 million parameters at 32 x 32. With `Transformers`
+in the place of attention it is that of latent diffusion (Rombach et al. 2022), of Stable Diffusion 1, 2 and XL.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,22 +21,42 @@ from carrara.config import Configured
 from carrara.nn.attention import SpatialAttention
 from carrara.nn.embed import Conditioning, Embedding, Sinusoidal
 from carrara.nn.layers import Downsample, ResidualBlock, Upsample, initialise, norm, zero
+from carrara.nn.spatial_transformer import SpatialTransformer
 from carrara.types import Condition
 
-__all__ = ["UNet", "UNetDescent"]
+__all__ = ["Transformers", "UNet", "UNetDescent"]
 
 _LEVEL = Sinusoidal(shift=1.0)
 _NO_CONDITION = Condition()
 
 
+@dataclass(frozen=True)
+class Transformers:
+    """Transformers after a UNet's residual blocks, which read `condition.tokens`.
+
+    depth: rounds of attention at each resolution, finest first, 0 for none. heads: at each resolution, the last one's
+    in the middle, too. middle: the depth there. kernels: that other programs' files keep the maps into and out of them
+    as kernels of 1 x 1, to be written likewise; nothing computed depends on it.
+    """
+
+    depth: tuple[int, ...]
+    heads: tuple[int, ...]
+    middle: int = 1
+    kernels: bool = False
+
+
 class _Stage(nn.Module):
-    """A residual block and the attentions that follow it, if any."""
+    """A residual block and what follows it, if anything: attentions, or a transformer."""
 
     def __init__(
-        self, block: ResidualBlock, attention: SpatialAttention | None = None, cross: SpatialAttention | None = None
+        self,
+        block: ResidualBlock,
+        attention: SpatialAttention | None = None,
+        cross: SpatialAttention | None = None,
+        transformer: SpatialTransformer | None = None,
     ) -> None:
         super().__init__()
-        self.block, self.attention, self.cross = block, attention, cross
+        self.block, self.attention, self.cross, self.transformer = block, attention, cross, transformer
 
     def forward(self, h: Tensor, c: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         h = self.block(h, c)
@@ -42,6 +64,8 @@ class _Stage(nn.Module):
             h = self.attention(h)
         if self.cross is not None:
             h = self.cross(h, tokens, mask)
+        if self.transformer is not None:
+            h = self.transformer(h, tokens, mask)
         return h
 
 
@@ -56,11 +80,17 @@ class UNetDescent(nn.Module):
     fourier: tuple[int, ...]
 
     def descend(
-        self, x: Tensor, level: Tensor, condition: Condition, hint: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Tensor,
+        condition: Condition,
+        hint: Tensor | None = None,
+        within: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[Tensor], Tensor, Tensor | None]:
         """What the middle makes, what every block before it has made, the vector through its SiLU, and the tokens.
 
-        `hint` (B, channels, H, W) is added to the first of these.
+        `hint` (B, channels, H, W) is added to the first of these, and each of `within` to the last of a resolution:
+        before that is halved where there are transformers, after it where there are none; one more to the middle.
         """
         smallest, waves = 2 ** (len(self.down) - 1), self._waves(x)
         if min(x.shape[2:]) < smallest:
@@ -72,17 +102,27 @@ class UNetDescent(nn.Module):
         c, mask = F.silu(c), condition.mask
         h = self.inward(torch.cat((x, *(wave.to(x.dtype) for wave in waves)), 1) if waves else x)
         h = h if hint is None else h + hint
-        skips = [h]
+        skips, features = [h], list(within)
         for i, stages in enumerate(self.down):
             for stage in cast(nn.ModuleList, stages):
                 h = stage(h, c, tokens, mask)
                 skips.append(h)
+            early = cast(_Stage, cast(nn.ModuleList, stages)[-1]).transformer is not None
+            if features and early:
+                h = skips[-1] = h + features.pop(0)
             if i < len(self.downsample):
                 h = self.downsample[i](h)
                 skips.append(h)
+            if features and not early:
+                h = skips[-1] = h + features.pop(0)
         for stage in self.middle:
             h = stage(h, c, tokens, mask)
-        return h, skips, c, tokens
+        if len(features) > 1:
+            raise ValueError(
+                f"{len(within)} features were given to a UNet of {len(self.down)} resolutions; give one for each of "
+                "them, and one for the middle at most"
+            )
+        return h + features[0] if features else h, skips, c, tokens
 
     def _waves(self, x: Tensor) -> list[Tensor]:
         # in float32 at least: 2^8 pi x in bfloat16 is off by whole turns
@@ -96,11 +136,15 @@ class UNet(Configured, UNetDescent):
     in_channels, out_channels: of x and of the output; out_channels is 2C when the variance is learned.
     channels: at full size; multipliers: of it at each resolution, finest first, each half as large as the one before.
     blocks: residual blocks a resolution on the way down, one more on the way up.
-    attention: the resolutions with attention, 0 the finest; the middle always has it. heads: of every attention.
+    attention: the resolutions with attention, 0 the finest; the middle has it, too. heads: of every attention, or
+    head_width: of each head, their number following from the channels. middle: residual blocks there, 0 for no middle;
+    attention follows all but the last. transformers: in the place of the middle's attention, and at other resolutions.
     context: width of `condition.tokens`, None without. vector: width of `condition.vector`, None without.
     image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
     numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
-    groups: of the norms, at most. asymmetric: pad downsampling below and right only, as the original does.
+    token_norm: normalise the tokens first. joint_features: waves a number; all are then read together with the vector.
+    groups: of the norms, at most. group_width: channels that a group has at least.
+    asymmetric: pad downsampling below and right only, as the original does.
     embedding: how the level, an integer step for DDPM, becomes waves.
     fourier: octaves n of sin and cos of 2^n pi x that join x, so that the last bits of a nearly clean picture can be
     read (Kingma et al. 2021, appendix C: 7 and 8 for 256 grey levels in [-1, 1]).
@@ -128,6 +172,12 @@ class UNet(Configured, UNetDescent):
         asymmetric: bool = True,
         embedding: Embedding = _LEVEL,
         fourier: tuple[int, ...] = (),
+        head_width: int | None = None,
+        middle: int = 2,
+        transformers: Transformers | None = None,
+        token_norm: bool = True,
+        joint_features: int | None = None,
+        group_width: int = 4,
     ) -> None:
         super().__init__()
         self.fourier = fourier
@@ -136,6 +186,7 @@ class UNet(Configured, UNetDescent):
                 f"attention={attention} names resolutions and multipliers={multipliers} has {len(multipliers)}, "
                 f"numbered from 0; name those only"
             )
+        _check_transformers(transformers, len(multipliers), context)
         width = 4 * channels
         self.embed = Conditioning(
             width=width,
@@ -148,17 +199,29 @@ class UNet(Configured, UNetDescent):
             numbers=numbers,
             controls=controls,
             adapters=adapters,
+            token_norm=token_norm,
+            joint_features=joint_features,
         )
+        grouped = {"groups": groups, "group_width": group_width}
 
-        def stage(before: int, after: int, attend: bool) -> _Stage:
+        def stage(before: int, after: int, attend: bool, depth: int = 0, transformer_heads: int = 1) -> _Stage:
+            count = heads if head_width is None else max(1, after // head_width)
+
             def attends(to: int | None) -> SpatialAttention:
-                return SpatialAttention(after, heads=heads, context=to, groups=groups, eps=eps)
+                return SpatialAttention(after, heads=count, context=to, eps=eps, **grouped)
+
+            def transforms(to: int) -> SpatialTransformer:
+                return SpatialTransformer(after, depth=depth, heads=transformer_heads, context=to, **grouped)
 
             return _Stage(
-                ResidualBlock(before, after, embedding=width, groups=groups, eps=eps, dropout=dropout),
+                ResidualBlock(before, after, embedding=width, eps=eps, dropout=dropout, **grouped),
                 attends(None) if attend else None,
                 attends(context) if attend and context is not None else None,
+                transforms(context) if depth and context is not None else None,
             )
+
+        none = (0,) * len(multipliers)
+        depths, counts = (none, none) if transformers is None else (transformers.depth, transformers.heads)
 
         self.inward = nn.Conv2d(self.embed.channels + 2 * len(fourier) * in_channels, channels, 3, padding=1)
         initialise(self.inward)
@@ -169,7 +232,7 @@ class UNet(Configured, UNetDescent):
         for i, there in enumerate(widths):
             stages = nn.ModuleList()
             for _ in range(blocks):
-                stages.append(stage(here, there, i in attention))
+                stages.append(stage(here, there, i in attention, depths[i], counts[i]))
                 here = there
                 skips.append(here)
             self.down.append(stages)
@@ -177,32 +240,44 @@ class UNet(Configured, UNetDescent):
                 self.downsample.append(Downsample(here, asymmetric=asymmetric))
                 skips.append(here)
 
-        self.middle = nn.ModuleList([stage(here, here, True), stage(here, here, False)])
+        self.middle = nn.ModuleList()
+        for i in range(middle):
+            attend = i < middle - 1
+            if transformers is None:
+                self.middle.append(stage(here, here, attend))
+            else:
+                self.middle.append(stage(here, here, False, transformers.middle * attend, counts[-1]))
 
         self.up = nn.ModuleList()
         self.upsample = nn.ModuleList()
         for i, there in reversed(list(enumerate(widths))):
             stages = nn.ModuleList()
             for _ in range(blocks + 1):
-                stages.append(stage(here + skips.pop(), there, i in attention))
+                stages.append(stage(here + skips.pop(), there, i in attention, depths[i], counts[i]))
                 here = there
             self.up.append(stages)
             if i:
                 self.upsample.append(Upsample(here))
 
-        self.norm = norm("group", here, groups=groups, eps=eps)
+        self.norm = norm("group", here, eps=eps, **grouped)
         self.outward = zero(nn.Conv2d(here, out_channels, 3, padding=1))
 
     def forward(
-        self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION, added: Sequence[Tensor] = ()
+        self,
+        x: Tensor,
+        level: Tensor,
+        condition: Condition = _NO_CONDITION,
+        added: Sequence[Tensor] = (),
+        within: Sequence[Tensor] = (),
     ) -> Tensor:
         """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
 
-        `added` joins what the way down has made: a feature map for each of them, in order, and one for the middle.
+        `added` joins what the way down has made: a feature map for each of them, in order, and one for the middle;
+        `within` joins it on the way: one for each resolution, and one for the middle at most.
         Returns x's dtype. Any H and W of at least 2^(resolutions - 1). Raises ValueError for sizes, channels and parts
         of the condition that do not fit.
         """
-        h, skips, c, tokens = self.descend(x, level, condition)
+        h, skips, c, tokens = self.descend(x, level, condition, within=within)
         if added:
             *beside, below = added
             h, skips = h + below, [skip + more for skip, more in zip(skips, beside, strict=True)]
@@ -212,3 +287,15 @@ class UNet(Configured, UNetDescent):
             if i < len(self.upsample):
                 h = self.upsample[i](h, skips[-1].shape[2:])
         return self.outward(F.silu(self.norm(h))).to(x.dtype)
+
+
+def _check_transformers(transformers: Transformers | None, resolutions: int, context: int | None) -> None:
+    if transformers is None:
+        return
+    if context is None:
+        raise ValueError("transformers read tokens and context=None says that there are none; give their width")
+    if len(transformers.depth) != resolutions or len(transformers.heads) != resolutions:
+        raise ValueError(
+            f"depth={transformers.depth} and heads={transformers.heads} of the transformers are for {resolutions} "
+            "resolutions; give one of each for every one, finest first"
+        )

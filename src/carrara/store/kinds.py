@@ -148,6 +148,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "autoencoder": {
         "kl": "carrara.nn.autoencoder:KLAutoencoder",
+        "stable-diffusion": "carrara.nn.image_autoencoder:ImageAutoencoder",
         "tiny": "carrara.nn.tiny_autoencoder:TinyAutoencoder",
     },
     "quantizer": {

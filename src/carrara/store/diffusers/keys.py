@@ -1,15 +1,15 @@
-"""The keys of a scheduler_config.json: what each scheduler class may say, and what it means when it does not say it.
+"""The keys of a class's configuration: what it may say, and what it means when it does not say it.
 
-`SUPPORTED` has the constructor's arguments of every class that is translated, with diffusers' own defaults; `REFUSED`
-why each of the others is not. A file often holds keys of another class, from which it was converted: diffusers ignores
-those, and so does this, but says so. Nothing else is ignored.
+`SUPPORTED` has the constructor's arguments of every scheduler that is translated, with diffusers' own defaults;
+`REFUSED` why each of the others is not. Other classes hand their defaults in. A file often holds keys of another class,
+from which it was converted: diffusers ignores those, and so does this, but says so. Nothing else is ignored.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from carrara.errors import RecipeError
@@ -122,7 +122,7 @@ REFUSED: dict[str, str] = {
     "VQDiffusionScheduler": _TOKENS,
 }
 
-_OF_THE_FILE = ("_class_name", "_diffusers_version", "_use_default_values")
+_OF_THE_FILE = ("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values")
 # What earlier versions wrote, or others' files hold, and none of the classes above reads any longer.
 _FORMER = {"clip_denoised", "predict_epsilon", "set_alpha_to_zero", "timestep_values", "tensor_format"}
 _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
@@ -133,15 +133,23 @@ _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
 class Keys:
     """The keys of one file; every one has to be read, or be said to do nothing, before `finish`."""
 
-    def __init__(self, name: str, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        elsewhere: Collection[str] = frozenset(_ELSEWHERE),
+    ) -> None:
+        """`defaults` are those of a class that is no scheduler, and `elsewhere` the keys to ignore in its files."""
         self.name = name
-        defaults = SUPPORTED[name]
+        defaults = SUPPORTED[name] if defaults is None else defaults
         self.ignored: list[str] = []
         for key in given:
             if key in defaults or key in _OF_THE_FILE:
                 continue
-            if key not in _ELSEWHERE:
-                near = difflib.get_close_matches(key, [*defaults, *sorted(_ELSEWHERE)], n=1, cutoff=0.5)
+            if key not in elsewhere:
+                near = difflib.get_close_matches(key, [*defaults, *sorted(elsewhere)], n=1, cutoff=0.5)
                 hint = f'; did you mean "{near[0]}"?' if near else ";"
                 allowed = ", ".join(sorted(defaults))
                 raise RecipeError(f"{name} has no key {key!r}{hint} it has {allowed}")
@@ -182,6 +190,16 @@ class Keys:
         if isinstance(value, bool) or not isinstance(value, int):
             self.refuse(key, "expected a whole number")
         return value
+
+    def counts(self, key: str, count: int | None = None) -> tuple[int, ...]:
+        """Whole numbers, `count` of them if that is given; one number then stands for as many."""
+        value = self[key]
+        each = [value] * count if count is not None and not isinstance(value, list | tuple) else value
+        if not isinstance(each, list | tuple) or not all(type(item) is int and item > 0 for item in each):
+            self.refuse(key, "expected whole numbers from 1 up")
+        if count is not None and len(each) != count:
+            self.refuse(key, f"expected {count} numbers, one for each resolution")
+        return tuple(each)
 
     def choice(self, key: str, choices: Mapping[Any, Value]) -> Value:
         """What the key's value stands for."""
