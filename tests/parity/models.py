@@ -18,6 +18,28 @@ from carrara.store import kinds
 from carrara.store.diffusers.tensors import exported, imported
 from nn.networks import perturb
 
+SMALL_UNET: dict[str, Any] = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "cross_attention_dim": 12,
+                              "layers_per_block": 1, "attention_head_dim": 2,
+                              "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
+_XL: dict[str, Any] = {**SMALL_UNET,
+                       "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                       "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                       "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 3),
+                       "attention_head_dim": (2, 4, 8), "addition_embed_type": "text_time",
+                       "addition_time_embed_dim": 6}  # fmt: skip
+UNETS: dict[str, dict[str, Any]] = {
+    "sd1": SMALL_UNET,
+    "inpainting": {**SMALL_UNET, "in_channels": 9},
+    "sd2": {**SMALL_UNET, "use_linear_projection": True, "attention_head_dim": (2, 4, 4), "upcast_attention": True},
+    "sdxl": {**_XL, "projection_class_embeddings_input_dim": 8 + 6 * 6},
+    "refiner": {**_XL, "transformer_layers_per_block": 2, "projection_class_embeddings_input_dim": 12 + 5 * 6},
+    "narrow groups": {**SMALL_UNET, "norm_num_groups": 8},
+    "middle alone": {**SMALL_UNET, "mid_block_type": "UNetMidBlock2D"},
+    "no middle": {**SMALL_UNET, "mid_block_type": None},
+    "vector": {**SMALL_UNET, "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
+}
+
 
 class State:
     """A module's tensors as a file would hold them."""

@@ -11,30 +11,9 @@ from carrara.errors import RecipeError
 from carrara.nn.unet import Transformers, UNet
 from carrara.store.diffusers import unet2d_condition
 from carrara.types import Condition
-from parity.models import account, built, close, normal, twin
+from parity.models import SMALL_UNET, UNETS, account, built, close, normal, twin
 
 diffusers = pytest.importorskip("diffusers")
-
-SMALL: dict[str, Any] = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "cross_attention_dim": 12,
-                         "layers_per_block": 1, "attention_head_dim": 2,
-                         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
-XL: dict[str, Any] = {**SMALL, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                      "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                      "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 3),
-                      "attention_head_dim": (2, 4, 8), "addition_embed_type": "text_time",
-                      "addition_time_embed_dim": 6}  # fmt: skip
-CASES: dict[str, dict[str, Any]] = {
-    "sd1": SMALL,
-    "inpainting": {**SMALL, "in_channels": 9},
-    "sd2": {**SMALL, "use_linear_projection": True, "attention_head_dim": (2, 4, 4), "upcast_attention": True},
-    "sdxl": {**XL, "projection_class_embeddings_input_dim": 8 + 6 * 6},
-    "refiner": {**XL, "transformer_layers_per_block": 2, "projection_class_embeddings_input_dim": 12 + 5 * 6},
-    "narrow groups": {**SMALL, "norm_num_groups": 8},
-    "middle alone": {**SMALL, "mid_block_type": "UNetMidBlock2D"},
-    "no middle": {**SMALL, "mid_block_type": None},
-    "vector": {**SMALL, "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
-}
 
 
 def ask(theirs: Any, ours: UNet, size: tuple[int, int] = (8, 12), **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,21 +35,21 @@ def ask(theirs: Any, ours: UNet, size: tuple[int, int] = (8, 12), **more: Any) -
     return found, expected
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNETS)
 def test_computes_what_diffusers_does(case: str) -> None:
-    theirs = diffusers.UNet2DConditionModel(**CASES[case])
+    theirs = diffusers.UNet2DConditionModel(**UNETS[case])
     close(*ask(theirs, twin(unet2d_condition, theirs)))
 
 
 def test_any_size_of_latents() -> None:
-    theirs = diffusers.UNet2DConditionModel(**SMALL)
+    theirs = diffusers.UNet2DConditionModel(**SMALL_UNET)
     ours = twin(unet2d_condition, theirs)
     for size in ((7, 9), (4, 5)):
         close(*ask(theirs, ours, size))
 
 
 def test_each_block_computes_what_its_counterpart_does() -> None:
-    theirs = diffusers.UNet2DConditionModel(**CASES["sdxl"])
+    theirs = diffusers.UNet2DConditionModel(**UNETS["sdxl"])
     ours = twin(unet2d_condition, theirs)
     seen: dict[str, list[torch.Tensor]] = {"ours": [], "theirs": []}
 
@@ -94,8 +73,8 @@ def test_each_block_computes_what_its_counterpart_does() -> None:
 
 
 def test_the_refiner_is_told_apart() -> None:
-    assert unet2d_condition.network(CASES["sdxl"])["numbers"] == list(unet2d_condition.SIZES)
-    assert unet2d_condition.network(CASES["refiner"])["numbers"] == list(unet2d_condition.REFINER_SIZES)
+    assert unet2d_condition.network(UNETS["sdxl"])["numbers"] == list(unet2d_condition.SIZES)
+    assert unet2d_condition.network(UNETS["refiner"])["numbers"] == list(unet2d_condition.REFINER_SIZES)
 
 
 def test_every_key_is_known_or_refused() -> None:
@@ -135,7 +114,7 @@ def test_a_key_of_nobody_is_refused() -> None:
 )
 def test_what_the_class_cannot_say_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        unet2d_condition.config({**unet2d_condition.network(SMALL), **change})
+        unet2d_condition.config({**unet2d_condition.network(SMALL_UNET), **change})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +126,7 @@ def test_what_the_class_cannot_say_is_refused(change: dict[str, Any], said: str)
         (
             {"cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20], "use_linear_projection": True,
              "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
-             "down_block_types": XL["down_block_types"], "up_block_types": XL["up_block_types"],
+             "down_block_types": UNETS["sdxl"]["down_block_types"], "up_block_types": UNETS["sdxl"]["up_block_types"],
              "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
              "projection_class_embeddings_input_dim": 2816},
             2_567_463_684,

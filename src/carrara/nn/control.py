@@ -7,7 +7,8 @@ features go through linear maps that start at zero ("zero convolutions") and are
 
 so that a control that has learnt nothing changes nothing, bit for bit. The last plane of the picture says of each row
 whether there is one (`present`, 1 or 0): without it the network is the frozen one, however much the control has learnt.
-For a UNet the copy is its way down and its middle; for a DiT its first blocks (Chen et al. 2024, PixArt-delta).
+Anything else scales what the control adds, which others call its conditioning scale. For a UNet the copy is its way down
+and its middle; for a DiT its first blocks (Chen et al. 2024, PixArt-delta).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Annotated, Any, cast
 
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from carrara.config import Configured, Role
 from carrara.nn.dit import DiT, DiTStem
 from carrara.nn.layers import check_channels, initialise, zero
 from carrara.nn.unet import UNet, UNetDescent
+from carrara.nn.unet_adapter import UNetAdapter
 from carrara.types import Condition
 
 __all__ = ["Controlled", "DiTControl", "UNetControl", "control_of"]
@@ -41,28 +43,61 @@ class _Hint(nn.Sequential):
         initialise(self)
 
 
+class _Stem(nn.Sequential):
+    """What is seen of a picture larger than x: half the size and another width, `widths`' number less one times."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1), nn.SiLU()]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, before, 3, padding=1), nn.SiLU()]
+            layers += [nn.Conv2d(before, after, 3, padding=1, stride=2), nn.SiLU()]
+        super().__init__(*layers)
+        initialise(self)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        # without the plane that says whether there is one, and from [-1, 1] to [0, 1], as these were trained
+        return super().forward((picture[:, :-1] + 1) / 2)
+
+
 class UNetControl(Configured, UNetDescent):
     """A UNet's way down and middle, told a picture; `network` is the UNet whose modules it takes, a copy of another's.
 
-    channels: of the picture, its last plane included. hidden: of the network that looks at it.
+    channels: of the picture, its last plane included. hidden: of the network that looks at it; or `stem`, the widths of
+    the one that Zhang et al. look with, for latents: it halves the picture after each width but the last, and so the
+    picture is that much larger than x.
     """
 
-    def __init__(self, network: Annotated[nn.Module, Role("network")], *, channels: int, hidden: int = 32) -> None:
+    def __init__(
+        self,
+        network: Annotated[nn.Module, Role("network")],
+        *,
+        channels: int,
+        hidden: int = 32,
+        stem: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         if not isinstance(network, UNet):
             raise ValueError(f"given a {type(network).__name__}; a control of this kind is made of a UNet")
         self.embed, self.inward = network.embed, network.inward
         self.down, self.downsample, self.middle = network.down, network.downsample, network.middle
         self.fourier, self.channels = network.fourier, channels
-        self.hint = _Hint(channels, hidden)
         first = network.inward.out_channels
-        self.seen = zero(nn.Conv2d(hidden, first, 1))
+        self.hint = _Stem(channels - 1, stem) if stem else _Hint(channels, hidden)
+        self.seen = zero(nn.Conv2d(stem[-1], first, 3, padding=1) if stem else nn.Conv2d(hidden, first, 1))
+        self.times = 2 ** max(0, len(stem) - 1)
         widths = [first, *_made(network)]
         self.beside = nn.ModuleList(zero(nn.Conv2d(width, width, 1)) for width in (*widths, widths[-1]))
 
     def forward(self, x: Tensor, level: Tensor, condition: Condition, picture: Tensor) -> tuple[Tensor, ...]:
         """What is to be added to the features of the frozen UNet: one for each of its skips, one for its middle."""
         check_channels(picture, self.channels, "the control's picture")
+        if picture.shape[2:] != (self.times * x.shape[2], self.times * x.shape[3]):
+            raise ValueError(
+                f"the control's picture has {tuple(picture.shape[2:])} pixels and x has {tuple(x.shape[2:])}; resize "
+                f"it to {self.times} times x's size first"
+            )
+        if not self.embed.image_channels:
+            condition = replace(condition, image=None)  # what only the frozen network reads
         h, skips, *_ = self.descend(x, level, condition, self.seen(self.hint(picture.to(self.seen.weight.dtype))))
         return tuple(linear(feature) for linear, feature in zip(self.beside, (*skips, h), strict=True))
 
@@ -128,7 +163,7 @@ def control_of(network: nn.Module, *, channels: int, hidden: int = 32) -> UNetCo
 class Controlled(nn.Module):
     """A frozen network and its controls, as one network; what several add is summed.
 
-    `controls` are UNetControl or DiTControl modules of that network, by the name of the picture in
+    `controls` are UNetControl, UNetAdapter or DiTControl modules of that network, by the name of the picture in
     `condition.controls` that each reads.
     """
 
@@ -147,12 +182,19 @@ class Controlled(nn.Module):
         mine = {name: pictures.pop(name) for name in self.controls}
         rest = replace(condition, controls=pictures)
         total: list[Tensor] = []
+        within: list[Tensor] = []
         for name, control in self.controls.items():
             present = mine[name][:, -1:, :1, :1]
-            added = [_times(feature, present) for feature in control(x, level, rest, mine[name])]
-            total = [a if b is None else b if a is None else a + b for a, b in zip_longest(total, added)]
-        made: Tensor = self.network(x, level, rest, total)
+            if isinstance(control, UNetAdapter):
+                within = _sum(within, [_times(feature, present) for feature in control(mine[name])])
+            else:
+                total = _sum(total, [_times(feature, present) for feature in control(x, level, rest, mine[name])])
+        made: Tensor = self.network(x, level, rest, total, *([within] if within else []))
         return made
+
+
+def _sum(some: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [a if b is None else b if a is None else a + b for a, b in zip_longest(some, more)]
 
 
 def _times(feature: Tensor, present: Tensor) -> Tensor:

@@ -214,7 +214,9 @@ class UNet(Configured, UNetDescent):
                 return SpatialTransformer(after, depth=depth, heads=transformer_heads, context=to, **grouped)
 
             return _Stage(
-                ResidualBlock(before, after, embedding=width, eps=eps, dropout=dropout, **grouped),
+                ResidualBlock(
+                    before, after, embedding=width, groups=groups, group_width=group_width, eps=eps, dropout=dropout
+                ),
                 attends(None) if attend else None,
                 attends(context) if attend and context is not None else None,
                 transforms(context) if depth and context is not None else None,

@@ -199,6 +199,7 @@ TABLES: dict[str, dict[str, str]] = {
     "control_network": {
         "dit": "carrara.nn.control:DiTControl",
         "unet": "carrara.nn.control:UNetControl",
+        "unet-adapter": "carrara.nn.unet_adapter:UNetAdapter",
     },
     "control": {
         "control": "carrara.conditions.control:Control",

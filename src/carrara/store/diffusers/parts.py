@@ -14,7 +14,7 @@ def both(ours: str, theirs: str) -> dict[str, Place]:
 
 def residual(ours: str, theirs: str, *, embedding: bool, shortcut: bool) -> dict[str, Place]:
     """A residual block: `layers.ResidualBlock`."""
-    table = {}
+    table: dict[str, Place] = {}
     for name in ("norm1", "conv1", "norm2", "conv2"):
         table |= both(f"{ours}.{name}", f"{theirs}.{name}")
     if embedding:

@@ -59,7 +59,7 @@ def settings(network: Mapping[str, Any]) -> Settings:
 
 def descent(s: Settings) -> dict[str, Place]:
     """The tensors of what reads the level and the condition, of the way down and of the middle."""
-    table = {}
+    table: dict[str, Place] = {}
     for i in (1, 2):
         table |= parts.both(f"embed.level.linear{i}", f"time_embedding.linear_{i}")
         if s["joint_features"] is not None:
