@@ -135,6 +135,24 @@ CASES = {
         _told,
         _single,
     ),
+    "mmdit as sd3": Case(
+        lambda: MMDiT(
+            in_channels=3,
+            out_channels=3,
+            size=8,
+            width=16,
+            depth=3,
+            heads=2,
+            activation="gelu-tanh",
+            token_norm=False,
+            vector_hidden=True,
+            table=7,
+            dual=(0, 2),
+            **CONDITIONS,
+        ),
+        _told,
+        _single,
+    ),
     "autoencoder": _autoencoder(
         latent=4, down=8, patch=2, widths=(8, 12, 20), encoder_blocks=(1, 0, 1), decoder_blocks=(0, 1, 2)
     ),

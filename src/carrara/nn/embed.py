@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from carrara.nn.layers import check_channels, dtype_of, initialise
 from carrara.types import Condition
 
-__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "check_part", "position_grid"]
+__all__ = [
+    "Conditioning",
+    "Embedding",
+    "Fourier",
+    "Sinusoidal",
+    "check_numbers",
+    "check_part",
+    "place_waves",
+    "position_grid",
+]
 
 
 def _waves(angles: Tensor, *, cosine_first: bool) -> Tensor:
@@ -101,6 +110,19 @@ def position_grid(height: int, width: int, channels: int, *, trained: tuple[int,
     return torch.cat((rows, columns), -1).flatten(0, 1)
 
 
+def place_waves(rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+    """Sine-cosine positions as SD3 and PixArt have them: (H * W, channels) float32, channels a multiple of 4.
+
+    rows (H,) and columns (W,) are the places. The first half of the channels speaks of the column, the second of the
+    row; the angles are computed in float64.
+    """
+    frequencies = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64, device=rows.device) / (channels // 4))
+    height, width = len(rows), len(columns)
+    across = _waves(columns.double()[:, None] * frequencies, cosine_first=False)[None].expand(height, width, -1)
+    down = _waves(rows.double()[:, None] * frequencies, cosine_first=False)[:, None].expand(height, width, -1)
+    return torch.cat((across, down), -1).flatten(0, 1).float()
+
+
 class _Reader(nn.Module):
     """Numbers (B,) to (B, width): waves, linear, SiLU, linear."""
 
@@ -123,6 +145,9 @@ class Conditioning(nn.Module):
     each name in `adapters` a linear map without bias of the mean of `condition.adapters` (B, L, adapters[name]).
     `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
     along the channels; `condition.tokens` (B, L, context) are layer-normalised.
+
+    vector_hidden: the vector goes through linear, SiLU, linear. number_waves: how numbers become waves. token_norm:
+    False leaves the tokens as they are.
     """
 
     def __init__(
@@ -138,15 +163,21 @@ class Conditioning(nn.Module):
         numbers: Sequence[str] = (),
         controls: Mapping[str, int] | None = None,
         adapters: Mapping[str, int] | None = None,
+        vector_hidden: bool = False,
+        number_waves: Embedding = _NUMBERS,
+        token_norm: bool = True,
     ) -> None:
         super().__init__()
+        self.context, self.vector_width = context, vector
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
         self.level = _Reader(embedding, features, width)
-        self.vector = None if vector is None else nn.Linear(vector, width)
-        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers})
+        self.vector: nn.Module | None = None if vector is None else nn.Linear(vector, width)
+        if vector is not None and vector_hidden:
+            self.vector = nn.Sequential(nn.Linear(vector, width), nn.SiLU(), nn.Linear(width, width))
+        self.number = nn.ModuleDict({name: _Reader(number_waves, features, width) for name in numbers})
         self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
-        self.token_norm = None if context is None else nn.LayerNorm(context)
+        self.token_norm = nn.LayerNorm(context) if context is not None and token_norm else None
         initialise(self)
 
     @property
@@ -169,9 +200,9 @@ class Conditioning(nn.Module):
             h = h + network(condition.numbers[name])
         for name, linear in self.adapter.items():
             h = h + linear(condition.adapters[name].to(dtype).mean(1))
-        tokens = condition.tokens
+        tokens = None if condition.tokens is None else condition.tokens.to(dtype)
         if self.token_norm is not None and tokens is not None:
-            tokens = self.token_norm(tokens.to(dtype))
+            tokens = self.token_norm(tokens)
         return x.to(dtype), h, tokens
 
     def _check(self, x: Tensor, level: Tensor, condition: Condition) -> None:
@@ -179,10 +210,8 @@ class Conditioning(nn.Module):
         rows = x.shape[0]
         if level.shape != (rows,):
             raise ValueError(f"level has shape {tuple(level.shape)} for {rows} rows; give one number a row, ({rows},)")
-        context = None if self.token_norm is None else self.token_norm.normalized_shape[0]
-        vector = None if self.vector is None else self.vector.in_features
-        check_part("tokens", condition.tokens, context, "context", axis=2, ndim=3, rows=rows)
-        check_part("vector", condition.vector, vector, "vector", axis=1, ndim=2, rows=rows)
+        check_part("tokens", condition.tokens, self.context, "context", axis=2, ndim=3, rows=rows)
+        check_part("vector", condition.vector, self.vector_width, "vector", axis=1, ndim=2, rows=rows)
         channels = self.image_channels or None
         check_part("image", condition.image, channels, "image_channels", axis=1, ndim=4, rows=rows)
         _check_names("controls", condition.controls, self.controls)
@@ -201,12 +230,17 @@ class Conditioning(nn.Module):
         if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
             wanted = None if tokens is None else tuple(tokens.shape[:2])
             raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
-        _check_names("numbers", condition.numbers, self.numbers)
-        for name, number in condition.numbers.items():
-            if number.shape != (rows,):
-                raise ValueError(
-                    f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
-                )
+        check_numbers(condition.numbers, self.numbers, rows)
+
+
+def check_numbers(given: Mapping[str, Tensor], wanted: Collection[str], rows: int) -> None:
+    """Refuse anything but exactly the numbers of these names, (rows,) each."""
+    _check_names("numbers", given, wanted)
+    for name, number in given.items():
+        if number.shape != (rows,):
+            raise ValueError(
+                f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
+            )
 
 
 def _check_names(part: str, given: Mapping[str, Tensor], wanted: Collection[str]) -> None:

@@ -1,6 +1,6 @@
-"""The keys of a scheduler_config.json: what each scheduler class may say, and what it means when it does not say it.
+"""The keys of a configuration file: what a class may say, and what it means when it does not say it.
 
-`SUPPORTED` has the constructor's arguments of every class that is translated, with diffusers' own defaults; `REFUSED`
+`Keys` reads them, for networks (whose modules say what they have) and for schedulers: of those `SUPPORTED` has the constructor's arguments of every class that is translated, with diffusers' own defaults; `REFUSED`
 why each of the others is not. A file often holds keys of another class, from which it was converted: diffusers ignores
 those, and so does this, but says so. Nothing else is ignored.
 """
@@ -122,7 +122,7 @@ REFUSED: dict[str, str] = {
     "VQDiffusionScheduler": _TOKENS,
 }
 
-_OF_THE_FILE = ("_class_name", "_diffusers_version", "_use_default_values")
+_OF_THE_FILE = ("_class_name", "_diffusers_version", "_name_or_path", "_use_default_values")
 # What earlier versions wrote, or others' files hold, and none of the classes above reads any longer.
 _FORMER = {"clip_denoised", "predict_epsilon", "set_alpha_to_zero", "timestep_values", "tensor_format"}
 _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
@@ -131,17 +131,22 @@ _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
 
 
 class Keys:
-    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`."""
+    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`.
 
-    def __init__(self, name: str, given: Mapping[str, Any]) -> None:
+    name: the class in its library. defaults: of all its keys; None for a scheduler. Raises RecipeError for a key that
+    the class does not have (a scheduler may hold those of others).
+    """
+
+    def __init__(self, name: str, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
         self.name = name
-        defaults = SUPPORTED[name]
+        elsewhere = _ELSEWHERE if defaults is None else set()
+        defaults = SUPPORTED[name] if defaults is None else defaults
         self.ignored: list[str] = []
         for key in given:
             if key in defaults or key in _OF_THE_FILE:
                 continue
-            if key not in _ELSEWHERE:
-                near = difflib.get_close_matches(key, [*defaults, *sorted(_ELSEWHERE)], n=1, cutoff=0.5)
+            if key not in elsewhere:
+                near = difflib.get_close_matches(key, [*defaults, *sorted(elsewhere)], n=1, cutoff=0.5)
                 hint = f'; did you mean "{near[0]}"?' if near else ";"
                 allowed = ", ".join(sorted(defaults))
                 raise RecipeError(f"{name} has no key {key!r}{hint} it has {allowed}")
@@ -181,6 +186,13 @@ class Keys:
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, int):
             self.refuse(key, "expected a whole number")
+        return value
+
+    def size(self, key: str, *, most: int = 1 << 20) -> int:
+        """A whole number from 1 to `most`: what a network is built of."""
+        value = self.count(key)
+        if not 1 <= value <= most:
+            self.refuse(key, f"expected a number from 1 to {most}")
         return value
 
     def choice(self, key: str, choices: Mapping[Any, Value]) -> Value:

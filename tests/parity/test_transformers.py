@@ -1,0 +1,165 @@
+"""Transformers: the same output, tensors and configuration as the library's own classes have."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from carrara.config import describe, parameters
+from carrara.errors import RecipeError
+from carrara.store.diffusers import sd3
+from carrara.store.diffusers.tensors import exported, imported
+from carrara.store.kinds import kinds
+from carrara.types import Condition
+from parity.networks import Family, Held, here, read, stated, there
+
+LEVELS = torch.tensor([999.0, 437.5, 12.0])
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _words(config: dict[str, Any], rows: int) -> Condition:
+    return Condition(
+        tokens=normal(rows, 7, config["joint_attention_dim"], seed=1),
+        vector=normal(rows, config["pooled_projection_dim"], seed=2),
+    )
+
+
+def _ask_sd3(model: nn.Module, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+    return model(x, condition.tokens, condition.vector, level, return_dict=False)[0]
+
+
+SD3: dict[str, Any] = {
+    "sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
+    "out_channels": 4, "pos_embed_max_size": 12,
+}  # fmt: skip
+SD3_FULL: dict[str, Any] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 24, "attention_head_dim": 64,
+    "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192,
+}  # fmt: skip
+
+FAMILIES = {
+    "sd3": Family(
+        sd3,
+        "SD3Transformer2DModel",
+        {
+            "sd3": SD3,
+            "sd3.5": {**SD3, "qk_norm": "rms_norm", "dual_attention_layers": [0, 1]},
+            "sd3.5 dual to the end": {**SD3, "qk_norm": "rms_norm", "dual_attention_layers": [2], "out_channels": None},
+        },
+        {
+            "sd3-medium": SD3_FULL,
+            "sd3.5-medium": {
+                **SD3_FULL, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13)), "pos_embed_max_size": 384,
+            },
+            "sd3.5-large": {
+                **SD3_FULL, "qk_norm": "rms_norm", "num_layers": 38, "num_attention_heads": 38,
+                "caption_projection_dim": 2432,
+            },
+        },
+        _words,
+        _ask_sd3,
+    ),
+}  # fmt: skip
+TINY = [(family, case) for family, found in FAMILIES.items() for case in found.tiny]
+FULL = [(family, case) for family, found in FAMILIES.items() for case in found.full]
+
+
+@pytest.mark.parametrize(("name", "case"), TINY)
+def test_the_same_output(name: str, case: str) -> None:
+    """Three rows with conditions and levels of their own, square and not, smaller and larger than trained at."""
+    family = FAMILIES[name]
+    given = family.tiny[case]
+    model = there(family.name, given)
+    network, condition = read(family, model), family.condition(given, 3)
+    channels = network.config["in_channels"]
+    for height, width in ((16, 16), (8, 20), (24, 4)):
+        x = normal(3, channels, height, width, seed=height)
+        with torch.no_grad():
+            theirs, ours = family.ask(model, x, LEVELS, condition), network(x, LEVELS, condition)
+            others = network(x, LEVELS, condition.rows([1, 2, 0]))
+        assert ours.shape == theirs.shape
+        gap = float((ours - theirs).abs().max() / theirs.abs().max())
+        assert gap <= 1e-5, f"{height} x {width}: {gap:.2g}"
+        assert float((ours - others).abs().max() / theirs.abs().max()) > 1e-3, "the condition is not read"
+
+
+@pytest.mark.parametrize(("name", "case"), TINY)
+def test_there_and_back(name: str, case: str) -> None:
+    """Tensors bit by bit with their names and dtypes, and every key that the class has."""
+    family = FAMILIES[name]
+    model = there(family.name, family.tiny[case]).to(torch.bfloat16)
+    network = here(family.module.network(stated(model)))
+    table = describe(network, kinds())
+    places, held = family.module.table(table), model.state_dict()
+    back = exported(places, imported(places, Held(held), network.state_dict()))
+    assert back.keys() == held.keys()
+    assert all(torch.equal(back[key], held[key]) and back[key].dtype == held[key].dtype for key in held)
+    again = family.module.config(json.loads(json.dumps(table)))
+    kept = {key: value for key, value in stated(model).items() if key not in ("_diffusers_version", "_name_or_path")}
+    assert json.loads(json.dumps(again)) == {**kept, **_settled(kept)}
+    assert describe(here(family.module.network(again)), kinds()) == table
+
+
+def _settled(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys whose null stands for another key's value, or a number that follows: written out on the way back."""
+    return {"out_channels": config["out_channels"] or config["in_channels"]}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_key_of_the_class(name: str) -> None:
+    """The class has the keys that are known here, with these defaults; no value is passed over."""
+    import diffusers
+
+    family = FAMILIES[name]
+    signature = inspect.signature(getattr(diffusers, family.name).__init__).parameters
+    assert {key: p.default for key, p in signature.items() if key != "self"} == family.module.DEFAULTS
+    given = next(iter(family.tiny.values()))
+    for key in family.module.DEFAULTS:
+        with pytest.raises(RecipeError, match=rf"{family.name}: {key} = 'nonsense'"):
+            family.module.network({**given, key: "nonsense"})
+    with pytest.raises(RecipeError, match=rf"{family.name} has no key 'depth'"):
+        family.module.network({**given, "depth": 3})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_setting_of_ours(name: str) -> None:
+    """Each setting of our network is written, or refused where the class there has it otherwise."""
+    family = FAMILIES[name]
+    table = family.module.network(next(iter(family.tiny.values())))
+    written = family.module.config(table)
+    other: dict[str, Any] = {
+        "activation": "silu", "embedding": {"kind": "fourier"}, "size": 32, "table": 14, "dual": [0],
+        "numbers": ["augmentation"], "controls": {"edges": 1}, "adapters": {"face": 3}, "ratio": 3.0,
+    }  # fmt: skip
+    for key, parameter in parameters(kinds().resolve("network", table["kind"])).items():
+        value = table.get(key, parameter.default)
+        changed = other[key] if key in other else not value if isinstance(value, bool) else 2 * value + 2
+        try:
+            assert family.module.config({**table, key: changed}) != written, key
+        except RecipeError as error:
+            assert key in str(error)
+
+
+@pytest.mark.parametrize(("name", "case"), FULL)
+def test_as_many_parameters_at_full_size(name: str, case: str) -> None:
+    import diffusers
+
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        theirs = getattr(diffusers, family.name)(**family.full[case])
+        ours = here(family.module.network(family.full[case]))
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    assert sum(parameter.numel() for parameter in ours.parameters()) == count
+    table = family.module.table(family.module.network(family.full[case]))
+    shapes = {key: tensor.shape for key, tensor in exported(table, ours.state_dict()).items()}
+    assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
