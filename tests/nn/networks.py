@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from carrara.nn import DiT, Fourier, ImageEncoder, KLAutoencoder, MMDiT, TextTransformer, UNet
+from carrara.nn import DiT, Flux, Fourier, ImageEncoder, KLAutoencoder, MMDiT, TextTransformer, UNet
 from carrara.types import Condition
 
 CONDITIONS: dict[str, Any] = {
@@ -62,6 +63,10 @@ def _untold(rows: int) -> tuple[Any, ...]:
 
 def _told(rows: int) -> tuple[Any, ...]:
     return (*_untold(rows), condition(rows))
+
+
+def _guided(rows: int) -> tuple[Any, ...]:
+    return (*_untold(rows), replace(condition(rows), numbers={"guidance": torch.arange(rows) + 1.5}))
 
 
 def _words(rows: int) -> tuple[Any, ...]:
@@ -151,6 +156,23 @@ CASES = {
             **CONDITIONS,
         ),
         _told,
+        _single,
+    ),
+    "flux": Case(
+        lambda: Flux(
+            in_channels=3,
+            out_channels=3,
+            context=12,
+            vector=6,
+            width=16,
+            depth=2,
+            single=2,
+            heads=2,
+            axes=(2, 4, 2),
+            guidance=True,
+            image_channels=2,
+        ),
+        _guided,
         _single,
     ),
     "autoencoder": _autoencoder(

@@ -131,6 +131,7 @@ def test_files_say_every_network() -> None:
         for kind, module in {
             "UNet": "unet",
             "DiT": "dit",
+            "Flux": "flux",
             "MMDiT": "mmdit",
             "KLAutoencoder": "autoencoder",
             "TextTransformer": "transformer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from carrara.config import describe, parameters
 from carrara.errors import RecipeError
-from carrara.store.diffusers import sd3
+from carrara.store.diffusers import flux, sd3
 from carrara.store.diffusers.tensors import exported, imported
 from carrara.store.kinds import kinds
 from carrara.types import Condition
 from parity.networks import Family, Held, here, read, stated, there
 
-LEVELS = torch.tensor([999.0, 437.5, 12.0])
+LEVELS = torch.tensor([981.25, 437.5, 12.5])
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -36,6 +37,36 @@ def _ask_sd3(model: nn.Module, x: Tensor, level: Tensor, condition: Condition) -
     return model(x, condition.tokens, condition.vector, level, return_dict=False)[0]
 
 
+def _told(config: dict[str, Any], rows: int) -> Condition:
+    condition = _words(config, rows)
+    picture = torch.empty(rows, 2, 0, 0) if config["out_channels"] else None  # of the size of x, once that is known
+    numbers = {"guidance": torch.tensor([3.5, 1.0, 7.0])} if config.get("guidance_embeds") else {}
+    return replace(condition, numbers=numbers, image=picture)
+
+
+def _ask_flux(model: nn.Module, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+    """Packed as its pipeline does it, in patches of 2 x 2; the level as a part of 1."""
+    assert torch.equal(level / 1000 * 1000, level)
+    size = (x.shape[2] // 2, x.shape[3] // 2)
+
+    def packed(picture: Tensor) -> Tensor:
+        return picture.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    pictures = [x] if condition.image is None else [x, condition.image]
+    place = torch.cartesian_prod(torch.zeros(1), torch.arange(size[0]).float(), torch.arange(size[1]).float())
+    answer = model(
+        torch.cat([packed(picture) for picture in pictures], 2),
+        condition.tokens,
+        condition.vector,
+        level / 1000,
+        place,
+        torch.zeros(7, 3),
+        condition.numbers.get("guidance"),
+        return_dict=False,
+    )[0]
+    return answer.unflatten(1, size).unflatten(3, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
 SD3: dict[str, Any] = {
     "sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 3, "attention_head_dim": 8,
     "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
@@ -45,6 +76,10 @@ SD3_FULL: dict[str, Any] = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 24, "attention_head_dim": 64,
     "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 192,
+}  # fmt: skip
+FLUX: dict[str, Any] = {
+    "in_channels": 16, "out_channels": None, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": 12, "pooled_projection_dim": 10, "axes_dims_rope": [4, 8, 4],
 }  # fmt: skip
 
 FAMILIES = {
@@ -69,6 +104,22 @@ FAMILIES = {
         _words,
         _ask_sd3,
     ),
+    "flux": Family(
+        flux,
+        "FluxTransformer2DModel",
+        {
+            "flux schnell": FLUX,
+            "flux dev": {**FLUX, "guidance_embeds": True},
+            "flux told a picture": {**FLUX, "guidance_embeds": True, "in_channels": 24, "out_channels": 16},
+        },
+        {
+            "flux.1-schnell": {},
+            "flux.1-dev": {"guidance_embeds": True},
+            "flux.1-fill": {"guidance_embeds": True, "in_channels": 384, "out_channels": 64},
+        },
+        _told,
+        _ask_flux,
+    ),
 }  # fmt: skip
 TINY = [(family, case) for family, found in FAMILIES.items() for case in found.tiny]
 FULL = [(family, case) for family, found in FAMILIES.items() for case in found.full]
@@ -84,6 +135,8 @@ def test_the_same_output(name: str, case: str) -> None:
     channels = network.config["in_channels"]
     for height, width in ((16, 16), (8, 20), (24, 4)):
         x = normal(3, channels, height, width, seed=height)
+        if condition.image is not None:
+            condition = replace(condition, image=normal(3, 2, height, width, seed=4))
         with torch.no_grad():
             theirs, ours = family.ask(model, x, LEVELS, condition), network(x, LEVELS, condition)
             others = network(x, LEVELS, condition.rows([1, 2, 0]))
@@ -106,13 +159,13 @@ def test_there_and_back(name: str, case: str) -> None:
     assert all(torch.equal(back[key], held[key]) and back[key].dtype == held[key].dtype for key in held)
     again = family.module.config(json.loads(json.dumps(table)))
     kept = {key: value for key, value in stated(model).items() if key not in ("_diffusers_version", "_name_or_path")}
-    assert json.loads(json.dumps(again)) == {**kept, **_settled(kept)}
+    assert _settled(json.loads(json.dumps(again))) == _settled(kept)
     assert describe(here(family.module.network(again)), kinds()) == table
 
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys whose null stands for another key's value, or a number that follows: written out on the way back."""
-    return {"out_channels": config["out_channels"] or config["in_channels"]}
+    """The configuration with the one null that stands for another key's value written out."""
+    return {**config, "out_channels": config["out_channels"] or config["in_channels"]}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,6 +193,7 @@ def test_every_setting_of_ours(name: str) -> None:
     other: dict[str, Any] = {
         "activation": "silu", "embedding": {"kind": "fourier"}, "size": 32, "table": 14, "dual": [0],
         "numbers": ["augmentation"], "controls": {"edges": 1}, "adapters": {"face": 3}, "ratio": 3.0,
+            "axes": [8, 4, 4],
     }  # fmt: skip
     for key, parameter in parameters(kinds().resolve("network", table["kind"])).items():
         value = table.get(key, parameter.default)

@@ -5,6 +5,7 @@ from carrara.nn.causal import CausalTransformer
 from carrara.nn.control import Controlled, DiTControl, UNetControl, control_of
 from carrara.nn.dit import DiT
 from carrara.nn.embed import Embedding, Fourier, Sinusoidal
+from carrara.nn.flux import Flux
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.mmdit import MMDiT
 from carrara.nn.quantize import FSQ, VectorQuantizer
@@ -19,6 +20,7 @@ __all__ = [
     "DiTControl",
     "Embedding",
     "FSQ",
+    "Flux",
     "Fourier",
     "ImageEncoder",
     "KLAutoencoder",

@@ -143,6 +143,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "network": {
         "dit": "carrara.nn.dit:DiT",
+        "flux": "carrara.nn.flux:Flux",
         "mmdit": "carrara.nn.mmdit:MMDiT",
         "unet": "carrara.nn.unet:UNet",
     },

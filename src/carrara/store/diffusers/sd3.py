@@ -16,7 +16,7 @@ from carrara.store.diffusers.keys import Keys
 from carrara.store.diffusers.settings import settings
 from carrara.store.diffusers.tensors import Kernel, Pixels, Place, Table
 
-__all__ = ["NAME", "config", "network", "table"]
+__all__ = ["DEFAULTS", "NAME", "config", "network", "table"]
 
 NAME = "SD3Transformer2DModel"
 DEFAULTS: dict[str, Any] = {
