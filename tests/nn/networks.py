@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from carrara.nn import DiT, Flux, Fourier, ImageEncoder, KLAutoencoder, MMDiT, TextTransformer, UNet
+from carrara.nn import DiT, Flux, Fourier, ImageEncoder, KLAutoencoder, MMDiT, PixArt, TextTransformer, UNet
 from carrara.types import Condition
 
 CONDITIONS: dict[str, Any] = {
@@ -67,6 +67,11 @@ def _told(rows: int) -> tuple[Any, ...]:
 
 def _guided(rows: int) -> tuple[Any, ...]:
     return (*_untold(rows), replace(condition(rows), numbers={"guidance": torch.arange(rows) + 1.5}))
+
+
+def _captioned(rows: int) -> tuple[Any, ...]:
+    numbers = {name: torch.arange(rows) + 0.5 for name in ("height", "width", "aspect_ratio")}
+    return (*_untold(rows), replace(condition(rows), vector=None, image=None, numbers=numbers))
 
 
 def _words(rows: int) -> tuple[Any, ...]:
@@ -173,6 +178,13 @@ CASES = {
             image_channels=2,
         ),
         _guided,
+        _single,
+    ),
+    "pixart": Case(
+        lambda: PixArt(
+            in_channels=3, out_channels=6, size=(8, 12), context=12, width=24, depth=2, heads=2, sizes=True, spread=2.0
+        ),
+        _captioned,
         _single,
     ),
     "autoencoder": _autoencoder(

@@ -133,6 +133,7 @@ def test_files_say_every_network() -> None:
             "DiT": "dit",
             "Flux": "flux",
             "MMDiT": "mmdit",
+            "PixArt": "pixart",
             "KLAutoencoder": "autoencoder",
             "TextTransformer": "transformer",
             "ImageEncoder": "image_encoder",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from carrara.config import describe, parameters
 from carrara.errors import RecipeError
-from carrara.store.diffusers import flux, sd3
+from carrara.store.diffusers import flux, pixart, sd3
 from carrara.store.diffusers.tensors import exported, imported
 from carrara.store.kinds import kinds
 from carrara.types import Condition
@@ -67,6 +67,32 @@ def _ask_flux(model: nn.Module, x: Tensor, level: Tensor, condition: Condition) 
     return answer.unflatten(1, size).unflatten(3, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
+def _captioned(config: dict[str, Any], rows: int) -> Condition:
+    """Captions of three, six and seven words, and three sizes where they are read."""
+    read = pixart.network(config)["sizes"]
+    height, width = torch.tensor([512.0, 1024.0, 768.0]), torch.tensor([512.0, 640.0, 1344.0])
+    return Condition(
+        tokens=normal(rows, 7, config["caption_channels"], seed=1),
+        mask=torch.arange(7)[None] < torch.tensor([3, 6, 7])[:, None],
+        numbers={"height": height, "width": width, "aspect_ratio": height / width} if read else {},
+    )
+
+
+def _ask_pixart(model: nn.Module, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+    told: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if numbers := condition.numbers:
+        told["resolution"] = torch.stack((numbers["height"], numbers["width"]), 1)
+        told["aspect_ratio"] = numbers["aspect_ratio"][:, None]
+    return model(
+        x,
+        condition.tokens,
+        level,
+        added_cond_kwargs=told,
+        encoder_attention_mask=condition.mask,
+        return_dict=False,
+    )[0]
+
+
 SD3: dict[str, Any] = {
     "sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 3, "attention_head_dim": 8,
     "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
@@ -81,6 +107,11 @@ FLUX: dict[str, Any] = {
     "in_channels": 16, "out_channels": None, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16,
     "num_attention_heads": 2, "joint_attention_dim": 12, "pooled_projection_dim": 10, "axes_dims_rope": [4, 8, 4],
 }  # fmt: skip
+PIXART: dict[str, Any] = {
+    "num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 2, "cross_attention_dim": 24, "sample_size": 128,
+    "caption_channels": 10,
+}  # fmt: skip
+PIXART_FULL: dict[str, Any] = {"caption_channels": 4096, "sample_size": 128}
 
 FAMILIES = {
     "sd3": Family(
@@ -119,6 +150,22 @@ FAMILIES = {
         },
         _told,
         _ask_flux,
+    ),
+    "pixart": Family(
+        pixart,
+        "PixArtTransformer2DModel",
+        {
+            "alpha": PIXART,
+            "alpha 512": {**PIXART, "sample_size": 64, "out_channels": None},
+            "alpha small": {**PIXART, "sample_size": 16, "patch_size": 4, "use_additional_conditions": True},
+            "sigma": {**PIXART, "use_additional_conditions": False, "interpolation_scale": 3},
+        },
+        {
+            "pixart-alpha": PIXART_FULL,
+            "pixart-sigma": {**PIXART_FULL, "use_additional_conditions": False},
+        },
+        _captioned,
+        _ask_pixart,
     ),
 }  # fmt: skip
 TINY = [(family, case) for family, found in FAMILIES.items() for case in found.tiny]
@@ -164,8 +211,12 @@ def test_there_and_back(name: str, case: str) -> None:
 
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the one null that stands for another key's value written out."""
-    return {**config, "out_channels": config["out_channels"] or config["in_channels"]}
+    """The configuration with each null that stands for another key's value written out."""
+    nulls = {"out_channels": config["in_channels"]}
+    if "interpolation_scale" in config:
+        size = config["sample_size"]
+        nulls |= {"interpolation_scale": max(size // 64, 1), "use_additional_conditions": size == 128}
+    return {**config, **{key: value for key, value in nulls.items() if config[key] is None}}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -8,6 +8,7 @@ from carrara.nn.embed import Embedding, Fourier, Sinusoidal
 from carrara.nn.flux import Flux
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.mmdit import MMDiT
+from carrara.nn.pixart import PixArt
 from carrara.nn.quantize import FSQ, VectorQuantizer
 from carrara.nn.transformer import TextTransformer
 from carrara.nn.unet import UNet
@@ -26,6 +27,7 @@ __all__ = [
     "KLAutoencoder",
     "LadderNetwork",
     "MMDiT",
+    "PixArt",
     "Sinusoidal",
     "TextTransformer",
     "UNet",

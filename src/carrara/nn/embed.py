@@ -28,6 +28,7 @@ __all__ = [
     "Conditioning",
     "Embedding",
     "Fourier",
+    "Reader",
     "Sinusoidal",
     "check_numbers",
     "check_part",
@@ -123,7 +124,7 @@ def place_waves(rows: Tensor, columns: Tensor, channels: int) -> Tensor:
     return torch.cat((across, down), -1).flatten(0, 1).float()
 
 
-class _Reader(nn.Module):
+class Reader(nn.Module):
     """Numbers (B,) to (B, width): waves, linear, SiLU, linear."""
 
     def __init__(self, embedding: Embedding, features: int, width: int) -> None:
@@ -171,11 +172,11 @@ class Conditioning(nn.Module):
         self.context, self.vector_width = context, vector
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
-        self.level = _Reader(embedding, features, width)
+        self.level = Reader(embedding, features, width)
         self.vector: nn.Module | None = None if vector is None else nn.Linear(vector, width)
         if vector is not None and vector_hidden:
             self.vector = nn.Sequential(nn.Linear(vector, width), nn.SiLU(), nn.Linear(width, width))
-        self.number = nn.ModuleDict({name: _Reader(number_waves, features, width) for name in numbers})
+        self.number = nn.ModuleDict({name: Reader(number_waves, features, width) for name in numbers})
         self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
         self.token_norm = nn.LayerNorm(context) if context is not None and token_norm else None
         initialise(self)
