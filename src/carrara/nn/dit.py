@@ -151,7 +151,7 @@ class DiT(Configured, PatchTransformer):
     image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
     numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
     qk_norm: bound the attention logits. ratio: hidden width of the feed-forward networks over `width`.
-    activation: "silu", "gelu" (exact) or "gelu-tanh". embedding: how the level becomes waves; features: how many of them.
+    activation: "silu", "gelu" (exact) or "gelu-tanh". embedding: how the level becomes waves; features: how many.
     """
 
     def __init__(

@@ -84,8 +84,8 @@ class Flux(Configured, PatchTransformer):
         super().__init__()
         if sum(axes) * heads != width or any(axis < 0 or axis % 2 for axis in axes):
             raise ValueError(
-                f"axes = {axes} for {heads} heads and a width of {width}; give even numbers whose sum times the heads is "
-                "the width"
+                f"axes = {axes} for {heads} heads and a width of {width}; "
+                "give even numbers whose sum times the heads is the width"
             )
         self.patch, self.axes = patch, axes
         waves = Sinusoidal(cosine_first=True)
@@ -112,9 +112,10 @@ class Flux(Configured, PatchTransformer):
         initialise(self.words)
 
     def forward(self, x: Tensor, level: Tensor, condition: Condition = _NO_CONDITION) -> Tensor:
-        """F(x, level, condition): x (B, in_channels, H, W) and level (B,), time in thousandths, to (B, out_channels, H, W).
+        """F(x, level, condition): x (B, in_channels, H, W) and level (B,) to (B, out_channels, H, W).
 
-        Returns x's dtype. Raises ValueError for sizes, channels and parts of the condition that do not fit.
+        The level is a thousand times the flow's. Returns x's dtype. Raises ValueError for sizes, channels and parts of
+        the condition that do not fit.
         """
         h, c, tokens = self.patches(x, level, condition)
         w, mask, c = self.words(tokens), condition.mask, F.silu(c)[:, None]

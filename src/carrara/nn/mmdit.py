@@ -223,7 +223,7 @@ class MMDiT(Configured, PatchTransformer):
         height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
         side = math.isqrt(self.table.shape[1])
         if max(height, width) > side:
-            raise ValueError(f"x has {height} x {width} patches and this network knows {side} places a side; give fewer")
+            raise ValueError(f"x has {height} x {width} patches and this network has {side} places a side; give less")
         top, left = (side - height) // 2, (side - width) // 2
         places = self.table.unflatten(1, (side, side))[:, top : top + height, left : left + width]
         return h + places.flatten(1, 2).to(h.dtype), F.silu(c)[:, None], tokens

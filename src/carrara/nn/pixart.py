@@ -1,9 +1,9 @@
 """PixArt's transformer (Chen et al. 2023, 2024): a DiT that reads words, whose blocks share one modulation.
 
-    m        = map(SiLU(c)),   c = embedding(level) + embedding(height, width, aspect ratio)
-    h       += gate_1 * SelfAttention((1 + scale_1) * norm(h) + shift_1)       of (shift, scale, gate)_1, _2 = m + offsets
-    h       += CrossAttention(h, tokens)
-    h       += gate_2 * FeedForward((1 + scale_2) * norm(h) + shift_2)
+    m  =  map(SiLU(c)),   c = embedding(level) + embedding(height, width, aspect ratio)
+    h +=  gate_1 * SelfAttention((1 + scale_1) * norm(h) + shift_1)       where (shift, scale, gate)_1, _2 = m + offsets
+    h +=  CrossAttention(h, tokens)
+    h +=  gate_2 * FeedForward((1 + scale_2) * norm(h) + shift_2)
 
 Each block has only its offsets of its own ("adaLN-single"), which spares a quarter of a DiT's parameters. The sizes are
 read by PixArt-Alpha of 1024 pixels alone.

@@ -1,8 +1,9 @@
 """The keys of a configuration file: what a class may say, and what it means when it does not say it.
 
-`Keys` reads them, for networks (whose modules say what they have) and for schedulers: of those `SUPPORTED` has the constructor's arguments of every class that is translated, with diffusers' own defaults; `REFUSED`
-why each of the others is not. A file often holds keys of another class, from which it was converted: diffusers ignores
-those, and so does this, but says so. Nothing else is ignored.
+A network's module says which keys its class has. Of schedulers, `SUPPORTED` has the constructor's arguments of every
+class that is translated, with diffusers' own defaults; `REFUSED` why each of the others is not. The file of one often
+holds keys of another class, from which it was converted: diffusers ignores those, and so does this, but says so.
+Nothing else is ignored.
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ def _block(ours: str, theirs: str, width: int) -> dict[str, Place]:
     one, two = f"{theirs}.attn1", f"{theirs}.attn2"
     return {
         f"{ours}.offsets": f"{theirs}.scale_shift_table",
-        **attention(
-            f"{ours}.attention", (f"{one}.to_q", f"{one}.to_k", f"{one}.to_v"), f"{one}.to_out.0", None, width
-        ),
+        **attention(f"{ours}.attention", (f"{one}.to_q", f"{one}.to_k", f"{one}.to_v"), f"{one}.to_out.0", None, width),
         **both(f"{ours}.cross.q", f"{two}.to_q"),
         **{
             f"{ours}.cross.kv.{part}": Stacked((f"{two}.to_k.{part}", f"{two}.to_v.{part}"), (width, width))

@@ -1,7 +1,7 @@
 """SD3Transformer2DModel: the network of Stable Diffusion 3 and 3.5, which is an `MMDiT` here.
 
-The stored table of places, `pos_embed.pos_embed`, comes along. The gains on the queries of the last block's words, which
-no result depends on, do, too, so that nothing of a file is lost.
+The stored table of places, `pos_embed.pos_embed`, comes along. So do the gains on the queries of the last block's
+words, on which no result depends: nothing of a file is lost.
 """
 
 from __future__ import annotations
