@@ -24,7 +24,17 @@ from torch import Tensor, nn
 from carrara.nn.layers import check_channels, dtype_of, initialise
 from carrara.types import Condition
 
-__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "check_part", "position_grid"]
+__all__ = [
+    "Conditioning",
+    "Embedding",
+    "Fourier",
+    "Reader",
+    "Sinusoidal",
+    "check_numbers",
+    "check_part",
+    "place_waves",
+    "position_grid",
+]
 
 
 def _waves(angles: Tensor, *, cosine_first: bool) -> Tensor:
@@ -101,7 +111,20 @@ def position_grid(height: int, width: int, channels: int, *, trained: tuple[int,
     return torch.cat((rows, columns), -1).flatten(0, 1)
 
 
-class _Reader(nn.Module):
+def place_waves(rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+    """Sine-cosine positions as SD3 and PixArt have them: (H * W, channels) float32, channels a multiple of 4.
+
+    rows (H,) and columns (W,) are the places. The first half of the channels speaks of the column, the second of the
+    row; the angles are computed in float64.
+    """
+    frequencies = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64, device=rows.device) / (channels // 4))
+    height, width = len(rows), len(columns)
+    across = _waves(columns.double()[:, None] * frequencies, cosine_first=False)[None].expand(height, width, -1)
+    down = _waves(rows.double()[:, None] * frequencies, cosine_first=False)[:, None].expand(height, width, -1)
+    return torch.cat((across, down), -1).flatten(0, 1).float()
+
+
+class Reader(nn.Module):
     """Numbers (B,) to (B, width): waves, linear, SiLU, linear."""
 
     def __init__(self, embedding: Embedding, features: int, width: int) -> None:
@@ -138,8 +161,9 @@ class Conditioning(nn.Module):
     `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
     along the channels; `condition.tokens` (B, L, context) are layer-normalised, but with `token_norm` false.
 
-    With `joint_features` the vector and the numbers are read together, by one small network that sees the vector beside
-    so many of each number's waves (SDXL, Podell et al. 2023).
+    With `vector_hidden` the vector goes through linear, SiLU, linear; `number_waves` is how numbers become waves. With
+    `joint_features` the vector and the numbers are read together, by one small network that sees the vector beside so
+    many of each number's waves (SDXL, Podell et al. 2023).
     """
 
     def __init__(
@@ -156,6 +180,8 @@ class Conditioning(nn.Module):
         controls: Mapping[str, int] | None = None,
         adapters: Mapping[str, int] | None = None,
         token_norm: bool = True,
+        vector_hidden: bool = False,
+        number_waves: Embedding = _NUMBERS,
         joint_features: int | None = None,
     ) -> None:
         super().__init__()
@@ -166,11 +192,13 @@ class Conditioning(nn.Module):
             )
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
-        self.level = _Reader(embedding, features, width)
+        self.level = Reader(embedding, features, width)
         self.context, self.vector_width = context, vector
         alone = joint_features is None
-        self.vector = nn.Linear(vector, width) if alone and vector is not None else None
-        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers if alone})
+        self.vector: nn.Module | None = nn.Linear(vector, width) if alone and vector is not None else None
+        if alone and vector is not None and vector_hidden:
+            self.vector = nn.Sequential(nn.Linear(vector, width), nn.SiLU(), nn.Linear(width, width))
+        self.number = nn.ModuleDict({name: Reader(number_waves, features, width) for name in numbers if alone})
         self.joint: _JointReader | None = None
         if joint_features is not None and vector is not None:
             count = len(self.numbers)
@@ -231,12 +259,17 @@ class Conditioning(nn.Module):
         if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
             wanted = None if tokens is None else tuple(tokens.shape[:2])
             raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
-        _check_names("numbers", condition.numbers, self.numbers)
-        for name, number in condition.numbers.items():
-            if number.shape != (rows,):
-                raise ValueError(
-                    f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
-                )
+        check_numbers(condition.numbers, self.numbers, rows)
+
+
+def check_numbers(given: Mapping[str, Tensor], wanted: Collection[str], rows: int) -> None:
+    """Refuse anything but exactly the numbers of these names, (rows,) each."""
+    _check_names("numbers", given, wanted)
+    for name, number in given.items():
+        if number.shape != (rows,):
+            raise ValueError(
+                f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
+            )
 
 
 def _check_names(part: str, given: Mapping[str, Tensor], wanted: Collection[str]) -> None:

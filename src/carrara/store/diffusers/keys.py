@@ -1,8 +1,9 @@
-"""The keys of a class's configuration: what it may say, and what it means when it does not say it.
+"""The keys of a configuration file: what a class may say, and what it means when it does not say it.
 
-`SUPPORTED` has the constructor's arguments of every scheduler that is translated, with diffusers' own defaults;
-`REFUSED` why each of the others is not. Other classes hand their defaults in. A file often holds keys of another class,
-from which it was converted: diffusers ignores those, and so does this, but says so. Nothing else is ignored.
+A network's module says which keys its class has. Of schedulers, `SUPPORTED` has the constructor's arguments of every
+class that is translated, with diffusers' own defaults; `REFUSED` why each of the others is not. The file of one often
+holds keys of another class, from which it was converted: diffusers ignores those, and so does this, but says so.
+Nothing else is ignored.
 """
 
 from __future__ import annotations
@@ -131,18 +132,24 @@ _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
 
 
 class Keys:
-    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`."""
+    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`.
+
+    name: the class in its library. defaults: of all its keys; None for a scheduler. elsewhere: keys of other classes
+    that its files may hold, which are ignored and kept in `ignored`; a scheduler's may hold those of all others.
+    Raises RecipeError for any other key.
+    """
 
     def __init__(
         self,
         name: str,
         given: Mapping[str, Any],
-        *,
         defaults: Mapping[str, Any] | None = None,
-        elsewhere: Collection[str] = frozenset(_ELSEWHERE),
+        *,
+        elsewhere: Collection[str] | None = None,
     ) -> None:
-        """`defaults` are those of a class that is no scheduler, and `elsewhere` the keys to ignore in its files."""
         self.name = name
+        if elsewhere is None:
+            elsewhere = _ELSEWHERE if defaults is None else ()
         defaults = SUPPORTED[name] if defaults is None else defaults
         self.ignored: list[str] = []
         for key in given:
@@ -200,6 +207,13 @@ class Keys:
         if count is not None and len(each) != count:
             self.refuse(key, f"expected {count} numbers, one for each resolution")
         return tuple(each)
+
+    def size(self, key: str, *, most: int = 1 << 20) -> int:
+        """A whole number from 1 to `most`: what a network is built of."""
+        value = self.count(key)
+        if not 1 <= value <= most:
+            self.refuse(key, f"expected a number from 1 to {most}")
+        return value
 
     def choice(self, key: str, choices: Mapping[Any, Value]) -> Value:
         """What the key's value stands for."""
