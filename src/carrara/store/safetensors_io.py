@@ -19,10 +19,9 @@ from torch import Tensor
 
 from carrara.errors import NonFiniteError, StorageError
 from carrara.store.atomic import storage_errors
+from carrara.store.safetensors_file import ALIASES, SafetensorsFile
 
 __all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
-
-_ALIASES = "carrara.aliases"
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -51,7 +50,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, finite: bool = Tr
         refuse_nonfinite(tensors, f"{path.name} is not saved")
     unique, aliases = _untie(tensors)
     kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in unique.items()}
-    notes = {_ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None
+    notes = {ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None
     with storage_errors(f"cannot write {path}"):
         with open(path, "ab") as file:  # the library makes files that only their owner can read: keep the usual mode
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -100,17 +99,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Every tensor of a safetensors file, tied names included. Raises StorageError for a missing or broken file."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            notes = file.metadata() or {}
-    except FileNotFoundError:
-        raise StorageError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} is not a readable safetensors file: {error}") from error
-    try:
-        for name, source in json.loads(notes.get(_ALIASES, "{}")).items():
-            tensors[name] = tensors[source]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StorageError(f"{path} has broken metadata: {error}") from error
-    return tensors
+    file = SafetensorsFile(path)
+    tensors = {name: file.read(name).to(device) for name in file.entries}
+    return tensors | {name: tensors[source] for name, source in file.aliases.items()}
