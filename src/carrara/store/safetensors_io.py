@@ -21,7 +21,7 @@ from carrara.errors import NonFiniteError, StorageError
 from carrara.store.atomic import storage_errors
 from carrara.store.safetensors_file import ALIASES, SafetensorsFile
 
-__all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
+__all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_plain", "save_tensors"]
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -50,7 +50,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, finite: bool = Tr
         refuse_nonfinite(tensors, f"{path.name} is not saved")
     unique, aliases = _untie(tensors)
     kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in unique.items()}
-    notes = {ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None
+    _save(path, kept, {ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None)
+
+
+def save_plain(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """`save_tensors` as other programs write: every name with its own numbers, whatever they are."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().to("cpu").contiguous()
+        place = copy.untyped_storage().data_ptr()
+        kept[name] = copy.clone() if place in seen and copy.numel() else copy
+        seen.add(place)
+    _save(path, kept, dict(metadata))
+
+
+def _save(path: Path, kept: dict[str, Tensor], notes: dict[str, str] | None) -> None:
     with storage_errors(f"cannot write {path}"):
         with open(path, "ab") as file:  # the library makes files that only their owner can read: keep the usual mode
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
