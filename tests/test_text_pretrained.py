@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -442,7 +443,8 @@ def change(name: str, **values: Any) -> Callable[[Path], None]:
 
 
 def pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": [1.0]}))
 
 
 def cut_off(folder: Path) -> None:
@@ -460,7 +462,7 @@ def cut_off(folder: Path) -> None:
         (change("config.json", intermediate_size=41), {}, "weights do not fit config.json: .*size mismatch"),
         (change("config.json", num_attention_heads=5), {}, "config.json.*does not divide into 5 heads"),
         (change("config.json", vocab_size=12), {}, "weights do not fit config.json"),
-        (pickled, {}, "only pytorch_model.bin, a pickle, which is never read; save it with transformers"),
+        (pickled, {}, "it is a pickle that torch.save did not write, and no other is ever read"),
         (cut_off, {}, "not a readable safetensors file"),
         (lambda folder: (folder / "config.json").unlink(), {}, "no model in the layout of transformers"),
         (lambda folder: (folder / "config.json").write_text("{"), {}, "is not JSON"),

@@ -32,7 +32,7 @@ def import_(
         Path | None, typer.Option(metavar="DIR", help="For the prepared pictures.  [default: ~/.cache/carrara]")
     ] = None,
 ) -> None:
-    """Make a decoder of a tiny autoencoder in TAESD's layout, as safetensors or in PyTorch's old format.
+    """Make a decoder of a tiny autoencoder in TAESD's layout, as safetensors or as torch.save writes it.
 
     With --data its latents are brought to mean 0 and scale 1, which a generator that is trained on them wants; without,
     they stay as they were published, which those of other programs make.
@@ -42,14 +42,13 @@ def import_(
     from carrara.evaluate.card import card
     from carrara.nn.tiny_autoencoder import TinyAutoencoder
     from carrara.store import save_component
-    from carrara.store.safetensors_io import load_tensors
-    from carrara.store.torch_file import load_torch_file
+    from carrara.store.weights import read_tensors
 
     voice = Voice()
     require_writable(out)
     if (out / "component.json").exists():
         raise StorageError(f"{out} is a component already; choose another folder")
-    tensors = load_tensors(source) if source.suffix == ".safetensors" else load_torch_file(source)
+    tensors = read_tensors(source)
     try:
         network = TinyAutoencoder.of(tensors)
     except ValueError as error:

@@ -35,8 +35,7 @@ from carrara.nn.inception import InceptionV3
 from carrara.nn.vit import ClipShape, ClipVision, Dinov2, Dinov2Shape
 from carrara.run import finish
 from carrara.store import load_component
-from carrara.store.safetensors_io import load_tensors
-from carrara.store.torch_file import load_torch_file
+from carrara.store.weights import read_tensors
 from carrara.text import ContrastiveText
 
 __all__ = ["DEFAULT", "Extractor", "PIXELS", "contrastive_extractor", "find_extractor", "pixel_extractor"]
@@ -152,16 +151,6 @@ def _installed() -> Path:
     return path
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Of a file of either format, told by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            first = file.read(9)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    return load_tensors(path) if first[8:9] == b"{" else load_torch_file(path)
-
-
 def _loaded(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Puts in the weights by name. What is only of use in training may be missing, what is of no use be there."""
     wanted = network.state_dict()
@@ -176,7 +165,7 @@ def _loaded(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
 
 
 def _of_file(path: Path) -> Extractor:
-    tensors = _tensors(path)
+    tensors = read_tensors(path)
     if "_conv_stem.weight" in tensors:
         return _efficientnet(path)
     if "Conv2d_1a_3x3.conv.weight" in tensors and "fc.weight" in tensors:
@@ -195,7 +184,7 @@ def _of_file(path: Path) -> Extractor:
 
 def _efficientnet(path: Path) -> Extractor:
     network = EfficientNetLite0()
-    _loaded(network, _tensors(path), path)
+    _loaded(network, read_tensors(path), path)
     return Extractor(
         "EfficientNet-Lite0", network, (224, 224), (127.0, 127.0, 127.0), (128.0, 128.0, 128.0), network.logits
     )
@@ -311,7 +300,7 @@ def _dinov2(folder: Path, config: Mapping[str, Any]) -> Extractor:
 
 def _built(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     """The network with the folder's weights."""
-    from carrara.store.transformers.weights import find_weights
+    from carrara.store.weights import find_weights
 
     with torch.device("meta"):  # every weight is replaced
         network = build()

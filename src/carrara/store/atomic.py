@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _FORMAT_VERSION = 1
+_LARGEST_JSON = 64 << 20  # bytes
 
 
 @contextmanager
@@ -85,16 +87,28 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; StorageError where it is none."""
+    """A JSON file's object; StorageError where it is none, names something twice, or has more than 64 MiB."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise StorageError(f"{path} is not a regular file")
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise StorageError(f"{path} has {size:,} bytes; expected a JSON file of at most {_LARGEST_JSON:,}")
+        body = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise StorageError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path} is not JSON: {str(error)[:200]}") from error
     if not isinstance(body, dict):
         raise StorageError(f"{path} holds no JSON object")
     return body
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return table
 
 
 @contextmanager

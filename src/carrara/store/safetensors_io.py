@@ -19,10 +19,9 @@ from torch import Tensor
 
 from carrara.errors import NonFiniteError, StorageError
 from carrara.store.atomic import storage_errors
+from carrara.store.safetensors_file import ALIASES, SafetensorsFile
 
-__all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_tensors"]
-
-_ALIASES = "carrara.aliases"
+__all__ = ["load_tensors", "nonfinite", "refuse_nonfinite", "save_plain", "save_tensors"]
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -51,7 +50,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, finite: bool = Tr
         refuse_nonfinite(tensors, f"{path.name} is not saved")
     unique, aliases = _untie(tensors)
     kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in unique.items()}
-    notes = {_ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None
+    _save(path, kept, {ALIASES: json.dumps(aliases, sort_keys=True)} if aliases else None)
+
+
+def save_plain(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """`save_tensors` as other programs write: every name with its own numbers, whatever they are."""
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().to("cpu").contiguous()
+        place = copy.untyped_storage().data_ptr()
+        kept[name] = copy.clone() if place in seen and copy.numel() else copy
+        seen.add(place)
+    _save(path, kept, dict(metadata))
+
+
+def _save(path: Path, kept: dict[str, Tensor], notes: dict[str, str] | None) -> None:
     with storage_errors(f"cannot write {path}"):
         with open(path, "ab") as file:  # the library makes files that only their owner can read: keep the usual mode
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -100,17 +114,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Every tensor of a safetensors file, tied names included. Raises StorageError for a missing or broken file."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            notes = file.metadata() or {}
-    except FileNotFoundError:
-        raise StorageError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} is not a readable safetensors file: {error}") from error
-    try:
-        for name, source in json.loads(notes.get(_ALIASES, "{}")).items():
-            tensors[name] = tensors[source]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StorageError(f"{path} has broken metadata: {error}") from error
-    return tensors
+    file = SafetensorsFile(path)
+    tensors = {name: file.read(name).to(device) for name in file.entries}
+    return tensors | {name: tensors[source] for name, source in file.aliases.items()}

@@ -14,7 +14,8 @@ from carrara.errors import RecipeError, StorageError
 from carrara.store.transformers import keys
 from carrara.store.transformers.sentences import pooling_of
 from carrara.store.transformers.source import PretrainedSource
-from carrara.store.transformers.weights import Positions, Source, WeightFiles
+from carrara.store.transformers.weights import Positions, Source
+from carrara.store.weights import WeightFiles
 
 __all__ = ["Architecture", "architecture"]
 
@@ -68,7 +69,7 @@ def _clip(config: _Config, source: PretrainedSource, files: WeightFiles) -> Arch
         "skip": source.skip,
         "normed": source.normed,
     }
-    if (projection := "text_projection.weight") in files.where:
+    if (projection := "text_projection.weight") in files.names:
         tensors["projection.weight"] = projection
         network["pooled"] = len(files.read(projection))
     return Architecture(network, tensors)
@@ -81,7 +82,7 @@ def _t5(config: _Config, family: str, source: PretrainedSource, files: WeightFil
     depth = config.get("num_layers", 6)
     tensors, prefix = _named(files, keys.T5, depth, "final_layer_norm.weight")
     words = ("shared.weight", f"{prefix}embed_tokens.weight")  # the second where only the encoder was saved
-    tensors["words.weight"] = next((name for name in words if name in files.where), words[0])
+    tensors["words.weight"] = next((name for name in words if name in files.names), words[0])
     *gated, activation = str(config.get("feed_forward_proj", "relu")).split("-")
     for i in range(depth):
         inner = f"{prefix}block.{i}.layer.1.DenseReluDense."
@@ -127,7 +128,7 @@ def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightF
     # RoBERTa's positions begin behind the number that means padding; MPNet's always behind 1.
     first = 2 if family == "mpnet" else (config.get("pad_token_id") or 1) + 1 if family in _ROBERTA else 0
     types = f"{prefix}embeddings.token_type_embeddings.weight"
-    tensors["positions"] = Positions(f"{prefix}{table['positions']}", first, types if types in files.where else None)
+    tensors["positions"] = Positions(f"{prefix}{table['positions']}", first, types if types in files.names else None)
     pooling, unit = pooling_of(files.folder, source)
     network = {
         "kind": "bert",
@@ -147,9 +148,9 @@ def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightF
 def _named(files: WeightFiles, table: keys.Table, layers: int, anchor: str) -> tuple[dict[str, Source], str]:
     """The table with the names that these files use, and what stands before each of them."""
     for prefix in keys.PREFIXES:
-        if prefix + anchor in files.where:
+        if prefix + anchor in files.names:
             return {ours: keys.renamed(theirs, prefix) for ours, theirs in keys.expand(table, layers).items()}, prefix
-    raise StorageError(f"{files.folder} has no tensor {anchor}; its weights are not those of its config.json")
+    raise StorageError(f"{files.title} has no tensor {anchor}; its weights are not those of its config.json")
 
 
 def _activation(name: object) -> str:

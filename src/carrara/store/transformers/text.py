@@ -17,7 +17,8 @@ from carrara.store.transformers.architectures import architecture
 from carrara.store.transformers.places import find_folder
 from carrara.store.transformers.source import PretrainedSource
 from carrara.store.transformers.tokenizer import find_tokenizer
-from carrara.store.transformers.weights import find_weights
+from carrara.store.transformers.weights import gathered
+from carrara.store.weights import find_weights
 from carrara.text import PretrainedText
 
 __all__ = ["read_text"]
@@ -44,7 +45,7 @@ def read_text(source: PretrainedSource) -> PretrainedText:
     except RecipeError as error:
         raise RecipeError(f"{folder / 'config.json'}: {error}") from error
     precision = torch.bfloat16 if source.precision == "bfloat16" else torch.float32
-    state = {ours: files.read(theirs).to(precision) for ours, theirs in tensors.items()}
+    state = {ours: gathered(files, theirs).to(precision) for ours, theirs in tensors.items()}
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:

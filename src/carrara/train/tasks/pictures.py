@@ -22,8 +22,7 @@ from carrara.decoder.loss import adaptive_weight, hinge_discriminator, hinge_gen
 from carrara.errors import RecipeError
 from carrara.nn.perceptual import PerceptualDistance
 from carrara.rng import Rng
-from carrara.store.safetensors_io import load_tensors
-from carrara.store.torch_file import load_torch_file
+from carrara.store.weights import read_tensors
 from carrara.train.parallel import World
 from carrara.train.task import Loss, Phase
 from carrara.train.tasks.part import PartTask, Table, built
@@ -38,7 +37,8 @@ _SSIM_LEAST = 11  # pixels a side
 class Perceptual:
     """A term for how different pictures look to a trained network, whose weights are in these files.
 
-    VGG-16, AlexNet, either with LPIPS's learnt weights, or EfficientNet-Lite0: .safetensors, or PyTorch's old format.
+    VGG-16, AlexNet, either with LPIPS's learnt weights, or EfficientNet-Lite0: .safetensors, or as torch.save
+    writes them.
     """
 
     weights: tuple[str, ...]
@@ -54,8 +54,7 @@ class Perceptual:
         """The distance. Raises StorageError for files that cannot be read, ValueError for other networks."""
         tensors: dict[str, Tensor] = {}
         for name in self.weights:
-            path = Path(name)
-            tensors |= load_tensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
+            tensors |= read_tensors(Path(name))
         return PerceptualDistance.of(tensors)
 
 
