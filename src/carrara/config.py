@@ -327,9 +327,7 @@ def describe(value: Any, kinds: Kinds, assets: dict[str, bytes] | None = None) -
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Asset):
-        if assets is not None:
-            assets[value.name] = value.data
-        return value.name
+        return value.name if assets is None else _kept(value, assets)
     if isinstance(value, Mapping):
         return {str(key): describe(item, kinds, assets) for key, item in value.items()}
     if isinstance(value, functools.partial):
@@ -347,6 +345,15 @@ def describe(value: Any, kinds: Kinds, assets: dict[str, bytes] | None = None) -
     if isinstance(value, list | tuple):
         return [describe(item, kinds, assets) for item in value]
     raise ValueError(f"{type(value).__name__} cannot be written to a file: {value!r}")
+
+
+def _kept(asset: Asset, assets: dict[str, bytes]) -> str:
+    """The name that a file is kept under: its own, or where another file has that one, with a number."""
+    stem, dot, ending = asset.name.partition(".")
+    names = (asset.name, *(f"{stem}-{number}{dot}{ending}" for number in range(2, len(assets) + 3)))
+    name = next(name for name in names if assets.get(name, asset.data) == asset.data)
+    assets[name] = asset.data
+    return name
 
 
 def _kind_line(cls: type, kinds: Kinds) -> dict[str, str]:

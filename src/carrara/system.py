@@ -20,7 +20,7 @@ from carrara.errors import RecipeError
 from carrara.image import to_pixels
 from carrara.rng import Rng
 from carrara.run import finish, run
-from carrara.text import TextEncoder
+from carrara.text import Reading, TextEncoder
 from carrara.types import Ask, Condition, Estimate, Request, Round, Rounds, Space, Step
 
 __all__ = ["Frame", "Generator", "System"]
@@ -104,7 +104,7 @@ class System:
         self._check_inputs(request)
         self._check_candidates(request)
         shape = self._shape(request)
-        both = yield from self.text.start(prompts + negative)
+        both = yield from self._read(prompts + negative, request.reading)
         condition, null = both.rows(slice(0, len(prompts))), both.rows(slice(len(prompts), None))
         rng = Rng.seeds(request.seeds)
         if request.candidates > 1:
@@ -120,6 +120,14 @@ class System:
             likeness = yield from self.text.match(images, request.prompts)  # type: ignore[attr-defined]
             images = _best(images, likeness, len(prompts))
         return images
+
+    def _read(self, prompts: list[str], reading: Reading | None) -> Rounds:
+        if reading is None:
+            return (yield from self.text.start(prompts))
+        if reading.skip > (most := getattr(self.text, "skips", 0)):
+            raise ValueError(f"skip = {reading.skip}, and of this system's text encoder {most} layers can be skipped")
+        text: Any = self.text  # which may have the parameter, where `skips` says so
+        return (yield from text.start(prompts, reading) if most else text.start(prompts))
 
     def _check_candidates(self, request: Request) -> None:
         if request.candidates < 1:
@@ -234,6 +242,7 @@ class System:
         candidates: int = 1,
         decoding: Decoding | None = None,
         preview: Decoder | None = None,
+        reading: Reading | None = None,
     ) -> Iterator[Frame]:
         """Frames of one request: each finished step, then the pictures (`final`).
 
@@ -251,7 +260,8 @@ class System:
         2021). Steps show the first ones.
 
         `decoding` says how z is decoded where that differs from what the decoder was saved with: in parts, or how an
-        upsampler samples. `preview` is another decoder of the same z, a quicker one, by which steps are shown.
+        upsampler samples; `reading` how a pretrained text encoder reads the prompts, such as CLIP's without its last
+        layer. `preview` is another decoder of the same z, a quicker one, by which steps are shown.
         """
         if preview is not None and preview.space[:3] != self.decoder.space[:3]:
             other, mine = (f"{one.space.kind} {one.space.shape}" for one in (preview, self.decoder))
@@ -272,6 +282,7 @@ class System:
             settings,
             candidates,
             decoding,
+            reading,
         )
         steps = run(self.start(request))
         count = 0

@@ -275,3 +275,4 @@ class Request:
     settings: Any = None  # the generator's own settings object; None is its default
     candidates: int = 1  # draws of each picture, of which the one that fits its prompt best is kept
     decoding: Any = None  # the decoder's: a `Decoding`; None is as it was saved
+    reading: Any = None  # the text encoder's: a `Reading`; None is as it was saved

@@ -119,8 +119,9 @@ def _reader(folder: str) -> _Reading:
     encoder = read_text(source) if source else load_component(folder, "text")
     if not isinstance(encoder, ContrastiveText | PretrainedText):
         raise RecipeError(f"--text: {folder} reads no captions; name the folder of a trained text encoder that does")
+    most = encoder.length * (encoder.convention.chunks if isinstance(encoder, PretrainedText) else 1)
     return _Reading(
         lambda caption: encoder.lengths([caption])[0],
-        encoder.length,
-        f"Captions are counted in tokens of {folder}, which reads {encoder.length}, two marks included.",
+        most,
+        f"Captions are counted in tokens of {folder}, which reads {most}, two marks included.",
     )

@@ -70,16 +70,28 @@ class CLIPTextTower(Configured, nn.Module):
         self.projection = nn.Linear(width, pooled, bias=False) if pooled else nn.Identity()
         self.read, self.normed = depth - skip, normed
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def skips(self) -> int:
+        """How many further layers the tokens can skip."""
+        return self.read - 1
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, skip: Tensor | None = None, *, padding: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Read ids (B, L) int64 with mask (B, L), true for real tokens: tokens (B, L, width), vector (B, pooled).
 
-        Real tokens come first. Tokens of padding come out as zeros. Raises ValueError for sequences over `length`.
+        Real tokens come first. Tokens of padding come out as zeros, but with `padding` as what the network makes of
+        them. skip (B,) int64: further layers that a row's tokens do not go through, at most `skips`; the vector is that
+        of the last one always. Raises ValueError for sequences over `length`.
         """
         check_ids(ids, mask, len(self.positions))
         before = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
         h = tokens = self.words(ids) + self.positions[: ids.shape[1]]
+        last = torch.full((len(ids), 1, 1), self.read, device=ids.device)
+        last = last if skip is None else last - skip[:, None, None]
         for number, block in enumerate(self.blocks, start=1):
             h = block(h, before[None, None])
-            tokens = h if number == self.read else tokens
+            tokens = torch.where(last == number, h, tokens)
         end = h[torch.arange(len(h), device=h.device), mask.sum(1) - 1]
-        return only_real(self.norm(tokens) if self.normed else tokens, mask), self.projection(self.norm(end))
+        tokens = self.norm(tokens) if self.normed else tokens
+        return tokens if padding else only_real(tokens, mask), self.projection(self.norm(end))

@@ -97,12 +97,14 @@ class T5TextEncoder(Configured, nn.Module):
         self.norm = _Rms(width, eps)
         self.unit = unit
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, mask: Tensor, *, padding: bool = False) -> tuple[Tensor, Tensor]:
         """Read ids (B, L) int64 with mask (B, L), true for real tokens: tokens (B, L, width), their mean (B, width).
 
-        Tokens of padding come out as zeros. Each row has at least one real token.
+        Tokens of padding are not attended to and come out as zeros, but with `padding` are tokens like any other. Each
+        row has at least one real token.
         """
         check_ids(ids, mask)
+        mask = torch.ones_like(mask) if padding else mask
         biases = [table(mask) for table in self.distances]
         h = self.words(ids)
         for number, block in enumerate(self.blocks):

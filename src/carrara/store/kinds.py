@@ -211,7 +211,9 @@ TABLES: dict[str, dict[str, str]] = {
         "sinusoidal": "carrara.nn.embed:Sinusoidal",
     },
     "text": {
+        "absent": "carrara.text.absent:Absent",
         "contrastive": "carrara.text.contrastive:ContrastiveText",
+        "joined": "carrara.text.joined:Joined",
         "labels": "carrara.text.labels:Labels",
         "pretrained": "carrara.text.pretrained:PretrainedText",
         "unconditional": "carrara.text.unconditional:Unconditional",

@@ -1,21 +1,23 @@
 """Prompts as token ids of one length, and what of a long prompt is not read.
 
 A tokenizer is a file (tokenizer.json of the `tokenizers` library), trained here on captions or a pretrained encoder's
-own. Every prompt stands between the encoder's marks; what is too long is cut at its end, the marks stay.
+own. Every prompt stands between the encoder's marks; what is too long is cut at its end, the marks stay. Of several
+chunks each is such a row of its own, with its own marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from carrara.text.base import Cut
+from carrara.text.emphasis import Weighted, parse_emphasis
 from carrara.types import Asset
 
-__all__ = ["MARKS", "PromptTokenizer", "train_tokenizer"]
+__all__ = ["MARKS", "PromptTokenizer", "TokenRows", "train_tokenizer"]
 
 _PAD = "[PAD]"
 MARKS = ("[START]", "[END]")
@@ -45,14 +47,42 @@ def train_tokenizer(captions: Sequence[str], *, vocabulary: int = 1024) -> Asset
     return Asset("tokenizer.json", tokenizer.to_str(pretty=False).encode())
 
 
-class PromptTokenizer:
-    """Prompts to ids (B, length) and their mask, as the tokenizer in `asset` splits them.
+class TokenRows(NamedTuple):
+    """The tokens of prompts, a row a chunk: the first rows are the first prompt's."""
 
-    `marks` are the names of the tokens before and after each prompt; None takes what the file itself puts there.
+    ids: Tensor  # (R, length) int64
+    mask: Tensor  # (R, length) bool, true for tokens, false for padding
+    weights: Tensor  # (R, length) float32, 1 where nothing is emphasised
+    chunks: tuple[int, ...]  # of each prompt
+
+
+class _Prompt(NamedTuple):
+    """A prompt without its brackets and its marks."""
+
+    text: str
+    ids: list[int]
+    weights: list[float]
+    places: list[int]  # where in the text each token begins
+
+
+class PromptTokenizer:
+    """Prompts to ids and their mask, as the tokenizer in `asset` splits them.
+
+    `marks` are the names of the tokens before and after each prompt; None takes what the file itself puts there. `pad`
+    is the id of padding. Of a long prompt `chunks` rows are read. With `emphasis` the brackets of a prompt are weights.
     Raises ValueError for a file that is no tokenizer, and for a length that leaves no room between the marks.
     """
 
-    def __init__(self, asset: Asset, length: int, *, marks: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        asset: Asset,
+        length: int,
+        *,
+        marks: tuple[str, str] | None = None,
+        pad: int = 0,
+        chunks: int = 1,
+        emphasis: bool = False,
+    ) -> None:
         from tokenizers import Tokenizer
 
         try:
@@ -61,7 +91,7 @@ class PromptTokenizer:
             raise ValueError(f"{asset.name} is no tokenizer of the `tokenizers` library: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.length = length
+        self.length, self.pad, self.chunks, self.emphasis = length, pad, chunks, emphasis
         self._before, self._after = _marks(self._tokenizer, marks)
         self._room = length - len(self._before) - len(self._after)
         if self._room < 1:
@@ -72,30 +102,63 @@ class PromptTokenizer:
         """How many different ids there are."""
         return int(self._tokenizer.get_vocab_size())
 
-    def _encodings(self, prompts: Sequence[str]) -> list[Any]:
-        return list(self._tokenizer.encode_batch(list(prompts), add_special_tokens=False))
+    @property
+    def end(self) -> int:
+        """The id of the first mark after a prompt; -1 where there is none."""
+        return self._after[0] if self._after else -1
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids (B, length) int64, zero where there is nothing, and their mask (B, length) bool, true for tokens."""
-        ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
-        mask = torch.zeros(len(prompts), self.length, dtype=torch.bool)
-        for row, encoding in enumerate(self._encodings(prompts)):
-            tokens = [*self._before, *encoding.ids[: self._room], *self._after]
+    def _read(self, prompts: Sequence[str]) -> list[_Prompt]:
+        """The tokens of each prompt; of one with emphasis those of each part, as if it stood alone."""
+        parts = [parse_emphasis(prompt) if self.emphasis else (Weighted(prompt, 1.0),) for prompt in prompts]
+        texts = [part.text.strip() if self.emphasis else part.text for some in parts for part in some]
+        encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [self._joined(some, encodings) for some in parts]
+
+    def _joined(self, parts: Sequence[Weighted], encodings: Iterator[Any]) -> _Prompt:
+        found = _Prompt("".join(part.text for part in parts), [], [], [])
+        start = 0
+        for part, encoding in zip(parts, encodings, strict=False):  # the iterator goes on to the next prompt
+            blanks = len(part.text) - len(part.text.lstrip()) if self.emphasis else 0
+            found.ids.extend(encoding.ids)
+            found.weights.extend([part.weight] * len(encoding.ids))
+            found.places.extend(start + blanks + begin for begin, _ in encoding.offsets)
+            start += len(part.text)
+        return found
+
+    def read(self, prompts: Sequence[str]) -> TokenRows:
+        """The tokens of prompts, in as many rows as each needs, at most `chunks`; what is too long is cut."""
+        found, room = self._read(prompts), self._room
+        chunks = tuple(min(self.chunks, max(1, -(-len(prompt.ids) // room))) for prompt in found)
+        ids = torch.full((sum(chunks), self.length), self.pad, dtype=torch.int64)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        weights = torch.ones(ids.shape)
+        rows = ((prompt, n * room) for prompt, count in zip(found, chunks, strict=True) for n in range(count))
+        first = len(self._before)
+        for row, (prompt, begin) in enumerate(rows):
+            tokens = [*self._before, *prompt.ids[begin : begin + room], *self._after]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = True
-        return ids, mask
+            said = torch.tensor(prompt.weights[begin : begin + room])
+            weights[row, first : first + len(said)] = said
+        return TokenRows(ids, mask, weights, chunks)
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (R, length) int64, padded, and their mask (R, length) bool, true for tokens: a row a chunk."""
+        return self.read(prompts)[:2]
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens each prompt has, its marks included; those above `length` are cut."""
+        """How many tokens each prompt has, its marks included; those above `length` times `chunks` are cut."""
         marks = len(self._before) + len(self._after)
-        return [len(encoding.ids) + marks for encoding in self._encodings(prompts)]
+        counts = [len(prompt.ids) for prompt in self._read(prompts)]
+        return [count + marks * min(self.chunks, max(1, -(-count // self._room))) for count in counts]
 
     def cuts(self, prompts: Sequence[str]) -> list[Cut]:
-        """The prompts that are longer than `length`, each with the end of it that is not read."""
+        """The prompts that are longer than is read, each with the end of it that is not."""
+        most = self._room * self.chunks
         found = [
-            Cut(row, prompts[row][encoding.offsets[self._room][0] :].strip())
-            for row, encoding in enumerate(self._encodings(prompts))
-            if len(encoding.ids) > self._room
+            Cut(row, prompt.text[prompt.places[most] :].strip())
+            for row, prompt in enumerate(self._read(prompts))
+            if len(prompt.ids) > most
         ]
         return [cut for cut in found if cut.lost]  # blanks at the end are no loss
 

@@ -4,6 +4,11 @@
 kind = "pretrained"
 path = "openai/clip-vit-large-patch14"     # see places.py
 length = 32                                # tokens that are read, marks included
+
+For a generator that others have trained with it, `convention` says what prompts mean to that one:
+
+whiten = false
+convention = {masked = false, vector = false}
 """
 
 from __future__ import annotations
@@ -16,10 +21,12 @@ from carrara.config import build
 from carrara.errors import RecipeError
 from carrara.nn.bert_text import Pooling
 from carrara.store.kinds import kinds
+from carrara.text.convention import Convention
 
 __all__ = ["PretrainedSource", "pretrained_source"]
 
 _PREFIX = "pretrained:"
+_OURS = Convention()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,8 @@ class PretrainedSource:
     length: tokens that are read of a prompt, marks included; None is 77, or what the encoder can read at most.
     skip, normed: of CLIP alone, see `CLIPTextTower`. pooling, unit: of the others; None is what the folder says.
     whiten: what a generator reads is whitened over the captions. precision: that the weights are kept in.
-    license: as SPDX writes it, where the folder does not say it.
+    license: as SPDX writes it, where the folder does not say it. convention: what prompts mean to the generator; its
+    `pad`, where it is left out, is what the tokenizer's folder says.
     """
 
     path: str
@@ -41,6 +49,7 @@ class PretrainedSource:
     whiten: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     license: str | None = None
+    convention: Convention = _OURS
 
     def __post_init__(self) -> None:
         if not self.path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from carrara.store.kinds import kinds
 from carrara.store.transformers.architectures import architecture
 from carrara.store.transformers.places import find_folder
 from carrara.store.transformers.source import PretrainedSource
-from carrara.store.transformers.tokenizer import find_tokenizer
+from carrara.store.transformers.tokenizer import find_pad, find_tokenizer
 from carrara.store.transformers.weights import gathered
 from carrara.store.weights import find_weights
 from carrara.text import PretrainedText
@@ -53,8 +54,11 @@ def read_text(source: PretrainedSource) -> PretrainedText:
         raise StorageError(f"{folder}: the weights do not fit config.json: {lines}") from error
     most = table.get("length")
     length = source.length or (min(_LENGTH, most) if most else _LENGTH)
+    tokenizer, convention = find_tokenizer(folder), source.convention
+    if not convention.masked and convention.pad is None:  # otherwise nothing reads it
+        convention = dataclasses.replace(convention, pad=find_pad(folder, tokenizer))
     try:
-        encoder = PretrainedText(find_tokenizer(folder), network, length, source.whiten)
+        encoder = PretrainedText(tokenizer, network, length, source.whiten, convention)
     except ValueError as error:
         raise RecipeError(f"{source.path}: {error}") from error
     local = Path(source.path).expanduser().is_dir()

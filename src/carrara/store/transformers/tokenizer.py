@@ -4,31 +4,32 @@
     vocab.json, merges.txt      CLIP's byte-level BPE (Radford et al. 2021)
     vocab.txt                   BERT's word pieces (Devlin et al. 2018)
 
-Pipelines of several encoders keep them in folders of their own: text_encoder_2 beside tokenizer_2.
+Pipelines of several encoders keep them in folders of their own: text_encoder_2 beside tokenizer_2. The token that
+stands for padding is what special_tokens_map.json or tokenizer_config.json says, else what tokenizer.json does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from carrara.errors import StorageError
 from carrara.store.atomic import read_json, storage_errors
 from carrara.types import Asset
 
-__all__ = ["find_tokenizer"]
+__all__ = ["find_pad", "find_tokenizer"]
 
 _NAME = "tokenizer.json"
 # CLIP's own pattern: contractions, words, single digits, runs of other signs.
 _CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
 _BERT_MARKS = ("[CLS]", "[SEP]")
+_PADS = (_CLIP_MARKS[1], "<pad>")  # CLIP's and T5's, where nothing is said
 
 
 def find_tokenizer(folder: Path) -> Asset:
     """The tokenizer of a model's folder; StorageError where there is none that can be read."""
-    places = [folder]
-    if folder.name.startswith("text_encoder"):
-        places.append(folder.with_name(folder.name.replace("text_encoder", "tokenizer")))
+    places = _places(folder)
     for place in places:
         with storage_errors(f"{place} cannot be read"):
             if (place / _NAME).is_file():
@@ -43,6 +44,38 @@ def find_tokenizer(folder: Path) -> Asset:
         + (f", only {found[0]}" if found else "")
         + "; make one with transformers:  AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     )
+
+
+def find_pad(folder: Path, tokenizer: Asset) -> int:
+    """The id of a model's padding; StorageError where it is no token of its tokenizer, or none is said."""
+    from tokenizers import Tokenizer
+
+    try:
+        reader = Tokenizer.from_str(tokenizer.data.decode())
+    except Exception as error:  # the library raises no class of its own
+        raise StorageError(f"{folder}: {tokenizer.name} is no tokenizer: {error}") from error
+    for place in _places(folder):
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if not (place / name).is_file():
+                continue
+            said = read_json(place / name).get("pad_token")
+            if isinstance(token := said.get("content") if isinstance(said, Mapping) else said, str):
+                if (number := reader.token_to_id(token)) is None:
+                    raise StorageError(f'{place / name} says pad_token = "{token}", which its tokenizer does not have')
+                return int(number)
+    if reader.padding is not None:
+        return int(reader.padding["pad_id"])
+    for token in _PADS:
+        if (number := reader.token_to_id(token)) is not None:
+            return int(number)
+    raise StorageError(f"{folder} does not say what its padding is; give `pad`, the id of a token")
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where a model's tokenizer may be."""
+    if not folder.name.startswith("text_encoder"):
+        return [folder]
+    return [folder, folder.with_name(folder.name.replace("text_encoder", "tokenizer"))]
 
 
 def _clip(place: Path) -> bytes:
