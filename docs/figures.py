@@ -1,4 +1,4 @@
-"""The figures of why.md, choosing.md and results.md: pictures, tables and numbers come from docs/data/*.json alone.
+"""The figures of the documentation and the README: pictures, tables and numbers come from docs/data/*.json alone.
 
     python docs/figures.py            draws docs/images/*.svg and fills the pages from the data
     python docs/figures.py --why      runs examples first, at full size: docs/data/why.json (five minutes)
@@ -327,6 +327,17 @@ def emoji_table() -> tuple[Sequence[str], Rows]:
     return figure_table(emoji()["rows"], EMOJI_FIGURES)
 
 
+README_FIGURES = ("prompt_fidelity_top1", "kid", "seconds_per_picture")
+
+
+def readme_emoji() -> str:
+    """What the README shows: prompt fidelity, KID and seconds a picture, and pictures of the same prompts."""
+    header, rows = figure_table(emoji()["rows"], README_FIGURES)
+    lines = [[*header, "the same prompts and seeds"], ["---", *["--:"] * (len(header) - 1), "---"]]
+    lines += [[*row, f"![{row[0]}](docs/images/emoji-{row[0]}.png)"] for row in rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
 def emoji_decoders_table() -> tuple[Sequence[str], Rows]:
     """What becomes of held-out pictures in their decoders."""
     return figure_table(emoji()["decoders"], DECODER_FIGURES)
@@ -411,10 +422,15 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "results-emoji-decoders": emoji_decoders_table,
     "results-emoji-goals": emoji_goals_table,
     "results-emoji-pictures": emoji_pictures,
+    "readme-emoji": readme_emoji,
     "conditions": conditions_table,
     "conditions-pictures": conditions_pictures,
 }
-MEASURED = {"results-emoji": emoji, "conditions": conditions}  # what tables of these names are made of
+MEASURED = {
+    "results-emoji": emoji,
+    "readme-emoji": emoji,
+    "conditions": conditions,
+}  # what tables of these names are made of
 
 
 def table(name: str) -> str:
@@ -464,7 +480,7 @@ def _error(case: str, sampler: str, grid: str, budget: str) -> str:
     return number(error, 2)
 
 
-PAGES = (DOCS / "why.md", DOCS / "choosing.md", DOCS / "results.md")
+PAGES = (*(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions")), DOCS.parent / "README.md")
 
 
 def made() -> dict[Path, str]:

@@ -448,7 +448,7 @@ def test_a_table_in_full_and_learned_variances_are_edited_too() -> None:
 
 @pytest.mark.parametrize(
     "how, says",
-    [({"strength": 1.2}, "share in .0, 1."), ({"jump": 0}, "at least 1"), ({"resamplings": 0}, "never goes back")],
+    [({"strength": 1.2}, "share in .0, 1."), ({"jump": 0}, "at least 1"), ({"resamplings": -1}, "0 holds what is")],
 )
 def test_wrong_settings(how: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):

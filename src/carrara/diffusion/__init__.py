@@ -20,7 +20,7 @@ from carrara.diffusion.draw import (
     TimeDistribution,
     Uniform,
 )
-from carrara.diffusion.edit import Editing, inpaint, interpolate, invert, partial, progressive, slerp
+from carrara.diffusion.edit import Editing, hold, inpaint, interpolate, invert, partial, progressive, slerp
 from carrara.diffusion.follow import Follow
 from carrara.diffusion.generator import DiffusionGenerator, SamplingSettings
 from carrara.diffusion.guidance import Autoguidance, ClassifierFree, Composed, Guidance, Plain, guide
@@ -38,6 +38,7 @@ from carrara.diffusion.likelihood import (
 from carrara.diffusion.limits import Clip, Rescale, Threshold
 from carrara.diffusion.loss import DenoisingLoss, Objective
 from carrara.diffusion.multistep import adams, plms, pndm
+from carrara.diffusion.number import Number, numbered
 from carrara.diffusion.ode_likelihood import (
     EveryAxis,
     GaussianProbes,
@@ -146,6 +147,7 @@ __all__ = [
     "MinSNR",
     "Mode",
     "NormalNoise",
+    "Number",
     "Objective",
     "OdeLikelihood",
     "P2",
@@ -202,6 +204,7 @@ __all__ = [
     "given",
     "guide",
     "heun",
+    "hold",
     "inpaint",
     "interpolate",
     "invert",
@@ -210,6 +213,7 @@ __all__ = [
     "lcm",
     "leading",
     "linspace",
+    "numbered",
     "ode_log_prob",
     "partial",
     "plms",

@@ -4,6 +4,7 @@ r"""Editing: samplings that begin from a picture, or keep a part of one. All are
                  Meng et al. 2022)
     inpaint      after each stride what is known of x is put back at its noise level, and the sampling jumps back up to
                  make both agree (RePaint, Lugmayr et al. 2022, algorithm 1)
+    hold         what is known of x stays on its way from one noise: no stride more, and the sampler keeps its memory
     invert       DDIM backwards, from x to the x_t that it comes from (Song et al. 2021, section 4.3), at first
                  order, or by fixed-point iteration exactly (Pan et al. 2023)
     interpolate  from one picture to another: both inverted, turned into one another, and sampled (DDIM, section 5.3)
@@ -28,7 +29,7 @@ from carrara.diffusion.times import Times
 from carrara.rng import Rng
 from carrara.types import Query, Sampling
 
-__all__ = ["Editing", "edit", "inpaint", "interpolate", "invert", "partial", "progressive", "slerp", "walk"]
+__all__ = ["Editing", "edit", "hold", "inpaint", "interpolate", "invert", "partial", "progressive", "slerp", "walk"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Editing:
     """How a picture is edited: `strength` in [0, 1] is the share of the strides that are made, 0 leaves it as it is.
 
     At 1 nothing of the picture is used but what a mask keeps. None is 1 with a mask and 0.6 without. Under a mask,
-    every `jump` strides the sampling goes back up by as many, `resamplings` - 1 times, which multiplies the work.
+    every `jump` strides the sampling goes back up by as many, `resamplings` - 1 times, which multiplies the work; with
+    `resamplings` = 0 it is no sampling of strides, but one whose known part is held (`hold`).
     """
 
     strength: float | None = None
@@ -46,10 +48,10 @@ class Editing:
     def __post_init__(self) -> None:
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise ValueError(f"strength = {self.strength}; expected a share in [0, 1]; 0 leaves the picture as it is")
-        if self.jump < 1 or self.resamplings < 1:
+        if self.jump < 1 or self.resamplings < 0:
             raise ValueError(
-                f"jump = {self.jump} and resamplings = {self.resamplings}; expected at least 1 each; "
-                "resamplings = 1 never goes back"
+                f"jump = {self.jump} and resamplings = {self.resamplings}; expected at least 1 and 0; "
+                "resamplings = 1 never goes back, and 0 holds what is known"
             )
 
     def share(self, masked: bool) -> float:
@@ -61,7 +63,7 @@ class Editing:
     def visits(self, times: Times, masked: bool) -> Times:
         """Every time that an editing over this grid comes to, in order."""
         left = partial(times, self.share(masked))
-        return tuple(walk(left, self.jump, self.resamplings)) if masked else left
+        return tuple(walk(left, self.jump, self.resamplings)) if masked and self.resamplings else left
 
 
 def edit(
@@ -86,6 +88,8 @@ def edit(
         return x
     if mask is None:
         made: Tensor = yield from sampler(process, begun, left, rng=rng)
+    elif not editing.resamplings:
+        made = yield from hold(process, sampler(process, begun, left, rng=rng), known=x, noise=noise, mask=mask)
     else:
         again = {"jump": editing.jump, "resamplings": editing.resamplings}
         made = yield from inpaint(process, begun, left, sampler=sampler, known=x, mask=mask, rng=rng, **again)
@@ -150,6 +154,25 @@ def inpaint(
             transition = process.transition(x, t, s)
             x = transition.mean + transition.std * back.normal_like(x)
     return x
+
+
+def hold(process: Process, sampling: Sampling, *, known: Tensor, noise: Tensor, mask: Tensor) -> Sampling:
+    """The sampling with x held outside of the mask (B, 1, ...), which is true where it is made.
+
+    There the network sees x_t = alpha_t known + sigma_t noise at every time, and is answered with `known`: the way that
+    a deterministic sampler would walk by itself. What programs for Stable Diffusion do after every stride.
+    """
+    mask = mask.bool()
+    try:
+        query = next(sampling)
+        while True:
+            seen = torch.where(mask, query.x, process.diffuse(known, query.t, noise))
+            estimate = yield query._replace(x=seen)
+            query = sampling.send(estimate._replace(mean=torch.where(mask, estimate.mean, known)))
+    except StopIteration as finished:
+        return torch.where(mask, finished.value, known)
+    finally:
+        sampling.close()
 
 
 # --- inversion and interpolation --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from carrara.config import Configured, Role
 from carrara.diffusion.denoiser import Denoiser
 from carrara.diffusion.edit import Editing, edit
 from carrara.diffusion.guidance import ClassifierFree, Guidance, guide
+from carrara.diffusion.number import Number, numbered
 from carrara.diffusion.sampler import Sampler, ddim
 from carrara.diffusion.times import Grid, Times, uniform
 from carrara.rng import Rng
@@ -36,7 +37,8 @@ class SamplingSettings:
 class DiffusionGenerator(Configured, nn.Module):
     """Makes z of `space` from noise under a condition; `reads` is the space of the text encoder it was trained with.
 
-    `conditions` are what it is told beside text, each by a picture of its name (`carrara.conditions`).
+    `conditions` are what it is told beside text, each by a picture of its name (`carrara.conditions`); `numbers` are
+    told as they are, or follow from the size of z.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("image", "mask")
@@ -49,6 +51,7 @@ class DiffusionGenerator(Configured, nn.Module):
         reads: Space | None = None,
         settings: SamplingSettings = SamplingSettings(),
         conditions: tuple[Annotated[nn.Module, Role("input")], ...] = (),
+        numbers: tuple[Number, ...] = (),
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -56,6 +59,7 @@ class DiffusionGenerator(Configured, nn.Module):
         self.reads = reads
         self.settings = settings
         self.conditions = nn.ModuleList(conditions)
+        self.numbers = numbers
 
     def times(self, settings: SamplingSettings | None = None) -> Times:
         """The grid that a sampling with these settings walks."""
@@ -87,6 +91,10 @@ class DiffusionGenerator(Configured, nn.Module):
         device = next(self.denoiser.parameters()).device
         noise, steps = rng.fork("prior").normal(shape).to(device), rng.fork("steps")
         given = {name: tensor.to(device) for name, tensor in inputs.items()}
+        if self.numbers:
+            rows = len(noise)
+            condition = numbered(condition, self.numbers, shape, rows)
+            null = numbered(null, self.numbers, shape, rows, null=True)
         if "image" in given:
             sampling = edit(
                 process,
