@@ -7,8 +7,8 @@ features go through linear maps that start at zero ("zero convolutions") and are
 
 so that a control that has learnt nothing changes nothing, bit for bit. The last plane of the picture says of each row
 whether there is one (`present`, 1 or 0): without it the network is the frozen one, however much the control has learnt.
-Anything else scales what the control adds, which others call its conditioning scale. For a UNet the copy is its way down
-and its middle; for a DiT its first blocks (Chen et al. 2024, PixArt-delta).
+Anything else scales what the control adds, which others call its conditioning scale. For a UNet the copy is its way
+down and its middle; for a DiT its first blocks (Chen et al. 2024, PixArt-delta).
 """
 
 from __future__ import annotations
