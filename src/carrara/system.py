@@ -200,7 +200,13 @@ class System:
             return condition, null
         rows, device = len(request.seeds), _device(self.generator)
         told: Condition = yield from tell(
-            condition, self.conditions, request.inputs, rows=rows, size=shape[-2:], device=device
+            condition,
+            self.conditions,
+            request.inputs,
+            rows=rows,
+            size=shape[-2:],
+            device=device,
+            encoder=self.decoder.encode,
         )
         if condition.tokens is None and condition.vector is None:  # without text, the null says the same
             return told, told

@@ -4,6 +4,7 @@ from carrara.conditions.base import Input, PlaneInput
 from carrara.conditions.control import Control, controlled
 from carrara.conditions.edges import Edges, brightness, edge_overlap, edges
 from carrara.conditions.embedding import Embedding
+from carrara.conditions.latent_mask import LatentMask
 from carrara.conditions.layout import Layout, cluster
 from carrara.conditions.map import Map
 from carrara.conditions.mask import Mask, draw_masks
@@ -16,6 +17,7 @@ __all__ = [
     "Edges",
     "Embedding",
     "Input",
+    "LatentMask",
     "Layout",
     "Map",
     "Mask",

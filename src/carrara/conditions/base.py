@@ -33,7 +33,8 @@ class Input(nn.Module, ABC):
     `low` the least of its values (the most is 1), `side` its (height, width) in pixels, None for that of the pictures
     made, `size` the only (height, width) of pictures that it is for, None for any, `nearest` whether its values are
     labels, which are never blended, `computable` whether it can be computed from a picture alone, and `optional`
-    whether the generator knows what it is without. `channels` is what a network is built for; `drop` the share of rows
+    whether the generator knows what it is without. One that is `encoded` has a picture, `left`, which the decoder
+    encodes; `encode` takes its z as well. `channels` is what a network is built for; `drop` the share of rows
     that it is trained on without.
     """
 
@@ -41,6 +42,7 @@ class Input(nn.Module, ABC):
     low: ClassVar[Literal[-1, 0]] = -1
     nearest: ClassVar[bool] = False
     computable: ClassVar[bool] = True
+    encoded: ClassVar[bool] = False
     planes: int
     channels: int
     side: tuple[int, int] | None = None
@@ -74,6 +76,10 @@ class Input(nn.Module, ABC):
     @abstractmethod
     def null(self, rows: int, size: Sequence[int]) -> Tensor:
         """The part of the Condition that says that nothing was given, for z of `size` (height, width): zeros."""
+
+    def left(self, *given: Tensor) -> Tensor:
+        """What the decoder has to encode of what was given, of an input that is `encoded`."""
+        raise NotImplementedError(f"{type(self).__name__} reads no z")
 
     def shown(self, *given: Tensor) -> Tensor:
         """What was given as a picture to look at: values in [-1, 1], one or three channels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,10 +33,12 @@ def tell(
     rows: int,
     size: Sequence[int],
     device: torch.device | str = "cpu",
+    encoder: Callable[[Tensor], Tensor] | None = None,
 ) -> Rounds:
     """A request for the condition with all inputs in it: those that are `given`, and the nulls of the others.
 
-    `size` is that of z (height, width). Raises ValueError for an input that is missing.
+    `size` is that of z (height, width), and `encoder` what makes z of pictures, for inputs that read some. Raises
+    ValueError for an input that is missing.
     """
     if lacking := missing(inputs, given):
         names = " and ".join(name for name in lacking[0].needs if name not in given)
@@ -45,10 +47,16 @@ def tell(
             f"give inputs={{{lacking[0].name!r}: ...}}, or --input {lacking[0].name}=FILE"
         )
     here = [one for one in inputs if set(one.needs) <= set(given)]
-    asks = tuple(Ask(one.encode, tuple(given[name].to(device) for name in one.needs)) for one in here)
-    answers = yield Round(asks)
-    found = {one.name: encoding for one, (encoding,) in zip(here, answers, strict=True)}
+    pictures = {one.name: tuple(given[name].to(device) for name in one.needs) for one in here}
+    if encoded := [one for one in here if one.encoded]:
+        if encoder is None:
+            raise ValueError(f"{encoded[0].name} is told as z, and nothing here makes one; ask a whole system")
+        found = yield Round(tuple(Ask(encoder, (one.left(*pictures[one.name]),)) for one in encoded))
+        for one, (z,) in zip(encoded, found, strict=True):
+            pictures[one.name] = (*pictures[one.name], z)
+    answers = yield Round(tuple(Ask(one.encode, pictures[one.name]) for one in here))
+    encodings = {one.name: encoding for one, (encoding,) in zip(here, answers, strict=True)}
     parts: dict[str, Any] = {"controls": {}, "adapters": {}}
     for one in inputs:
-        parts[one.part][one.name] = found[one.name] if one.name in found else one.null(rows, size).to(device)
+        parts[one.part][one.name] = encodings[one.name] if one.name in encodings else one.null(rows, size).to(device)
     return replace(condition, **parts)

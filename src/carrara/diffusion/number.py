@@ -15,13 +15,13 @@ __all__ = ["Number", "numbered"]
 
 @dataclass(frozen=True)
 class Number:
-    """One of `Condition.numbers`: a constant, or the height or the width of z, `scale` times.
+    """One of `Condition.numbers`: a constant, or the height, the width or height over width of z, `scale` times.
 
     `negative` is what the null condition is told instead, None for the same.
     """
 
     name: str
-    value: float | Literal["height", "width"]
+    value: float | Literal["height", "width", "aspect_ratio"]
     scale: float = 1.0
     negative: float | None = None
 
@@ -29,8 +29,10 @@ class Number:
         """The number for z of `shape` (..., height, width)."""
         if null and self.negative is not None:
             return self.scale * self.negative
-        value = {"height": shape[-2], "width": shape[-1]}[self.value] if isinstance(self.value, str) else self.value
-        return self.scale * value
+        if not isinstance(self.value, str):
+            return self.scale * self.value
+        height, width = shape[-2:]
+        return self.scale * {"height": height, "width": width, "aspect_ratio": height / width}[self.value]
 
 
 def numbered(

@@ -192,6 +192,7 @@ TABLES: dict[str, dict[str, str]] = {
     "input": {
         "edges": "carrara.conditions.edges:Edges",
         "embedding": "carrara.conditions.embedding:Embedding",
+        "latent-mask": "carrara.conditions.latent_mask:LatentMask",
         "layout": "carrara.conditions.layout:Layout",
         "map": "carrara.conditions.map:Map",
         "mask": "carrara.conditions.mask:Mask",
