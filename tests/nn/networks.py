@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from carrara.nn import DiT, Fourier, ImageEncoder, KLAutoencoder, MMDiT, TextTransformer, UNet
+from carrara.nn import DiT, Flux, Fourier, ImageEncoder, KLAutoencoder, MMDiT, PixArt, TextTransformer, UNet
 from carrara.types import Condition
 
 CONDITIONS: dict[str, Any] = {
@@ -62,6 +63,15 @@ def _untold(rows: int) -> tuple[Any, ...]:
 
 def _told(rows: int) -> tuple[Any, ...]:
     return (*_untold(rows), condition(rows))
+
+
+def _guided(rows: int) -> tuple[Any, ...]:
+    return (*_untold(rows), replace(condition(rows), numbers={"guidance": torch.arange(rows) + 1.5}))
+
+
+def _captioned(rows: int) -> tuple[Any, ...]:
+    numbers = {name: torch.arange(rows) + 0.5 for name in ("height", "width", "aspect_ratio")}
+    return (*_untold(rows), replace(condition(rows), vector=None, image=None, numbers=numbers))
 
 
 def _words(rows: int) -> tuple[Any, ...]:
@@ -133,6 +143,48 @@ CASES = {
             in_channels=3, out_channels=6, size=(8, 12), patch=4, width=24, depth=2, heads=2, ratio=2.5, **CONDITIONS
         ),
         _told,
+        _single,
+    ),
+    "mmdit as sd3": Case(
+        lambda: MMDiT(
+            in_channels=3,
+            out_channels=3,
+            size=8,
+            width=16,
+            depth=3,
+            heads=2,
+            activation="gelu-tanh",
+            token_norm=False,
+            vector_hidden=True,
+            table=7,
+            dual=(0, 2),
+            **CONDITIONS,
+        ),
+        _told,
+        _single,
+    ),
+    "flux": Case(
+        lambda: Flux(
+            in_channels=3,
+            out_channels=3,
+            context=12,
+            vector=6,
+            width=16,
+            depth=2,
+            single=2,
+            heads=2,
+            axes=(2, 4, 2),
+            guidance=True,
+            image_channels=2,
+        ),
+        _guided,
+        _single,
+    ),
+    "pixart": Case(
+        lambda: PixArt(
+            in_channels=3, out_channels=6, size=(8, 12), context=12, width=24, depth=2, heads=2, sizes=True, spread=2.0
+        ),
+        _captioned,
         _single,
     ),
     "autoencoder": _autoencoder(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from carrara.nn import ImageEncoder, KLAutoencoder
-from carrara.nn.attention import _HeadRms
+from carrara.nn.attention import HeadRms
 from carrara.nn.layers import ChannelRms, match_channels, norm
 from nn.networks import perturb
 
@@ -93,7 +93,7 @@ def test_rms_sees_one_pixel() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_rms_of_nothing_is_nothing(dtype: torch.dtype) -> None:
     """Small numbers squared are 0 in float16, and so is a small eps: neither may be divided by."""
-    for layer, x in ((ChannelRms(6), torch.zeros(1, 6, 2, 2)), (_HeadRms(8), torch.zeros(1, 2, 3, 8))):
+    for layer, x in ((ChannelRms(6), torch.zeros(1, 6, 2, 2)), (HeadRms(8), torch.zeros(1, 2, 3, 8))):
         assert torch.equal(layer(x.to(dtype)), x.to(dtype))
         small = layer(torch.full_like(x, 1e-5).to(dtype))
         assert small.dtype == dtype and bool(small.isfinite().all()) and small.abs().max() <= 1.01

@@ -131,7 +131,9 @@ def test_files_say_every_network() -> None:
         for kind, module in {
             "UNet": "unet",
             "DiT": "dit",
+            "Flux": "flux",
             "MMDiT": "mmdit",
+            "PixArt": "pixart",
             "KLAutoencoder": "autoencoder",
             "TextTransformer": "transformer",
             "ImageEncoder": "image_encoder",

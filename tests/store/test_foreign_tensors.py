@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from carrara.errors import StorageError
-from carrara.store.diffusers.tensors import Pointwise, Stacked, exported, imported
+from carrara.store.diffusers.tensors import Kernel, Pixels, Pointwise, Stacked, Swapped, exported, imported
 
 TABLE = {"a": "x.weight", "qkv": Stacked(("q", "k"), (2, 3)), "into": Pointwise("proj.weight")}
 
@@ -75,3 +76,20 @@ def test_what_is_ignored_may_be_there_or_not():
 def test_a_table_of_another_network_is_refused():
     with pytest.raises(ValueError, match="differ in"):
         imported(TABLE, Given(theirs()), {"a": torch.empty(3)})
+
+
+def test_patches_and_halves():
+    """What a convolution in strides makes of patches, a linear map makes; rows come in the order that is said."""
+    table = {"inward": Kernel("conv", 2), "outward": Pixels("out", 2), "both": Swapped("two")}
+    given = {"conv": torch.randn(5, 3, 2, 2), "out": torch.arange(12.0), "two": torch.arange(4.0)}
+    wanted = {"inward": torch.empty(5, 12), "outward": torch.empty(12), "both": torch.empty(4)}
+    ours, x = imported(table, Given(given), wanted), torch.randn(1, 3, 4, 6)
+    patches = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(F.linear(patches, ours["inward"]).mT, F.conv2d(x, given["conv"], stride=2).flatten(2))
+    assert ours["outward"].view(3, 4).T.flatten().equal(given["out"])
+    assert ours["both"].tolist() == [2, 3, 0, 1]
+    assert {name: tensor.tolist() for name, tensor in exported(table, ours).items()} == {
+        name: tensor.tolist() for name, tensor in given.items()
+    }
+    with pytest.raises(StorageError, match="conv is 5 x 12 x 1 x 1, expected 5 x 3 x 2 x 2"):
+        imported(table, Given({**given, "conv": torch.randn(5, 12, 1, 1)}), wanted)

@@ -5,8 +5,10 @@ from carrara.nn.causal import CausalTransformer
 from carrara.nn.control import Controlled, DiTControl, UNetControl, control_of
 from carrara.nn.dit import DiT
 from carrara.nn.embed import Embedding, Fourier, Sinusoidal
+from carrara.nn.flux import Flux
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.mmdit import MMDiT
+from carrara.nn.pixart import PixArt
 from carrara.nn.quantize import FSQ, VectorQuantizer
 from carrara.nn.transformer import TextTransformer
 from carrara.nn.unet import UNet
@@ -19,11 +21,13 @@ __all__ = [
     "DiTControl",
     "Embedding",
     "FSQ",
+    "Flux",
     "Fourier",
     "ImageEncoder",
     "KLAutoencoder",
     "LadderNetwork",
     "MMDiT",
+    "PixArt",
     "Sinusoidal",
     "TextTransformer",
     "UNet",

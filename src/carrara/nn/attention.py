@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from carrara.nn.layers import initialise, norm, zero
 
-__all__ = ["Attention", "SpatialAttention", "attend", "attend_causal"]
+__all__ = ["Attention", "HeadRms", "SpatialAttention", "attend", "attend_causal"]
 
 _SHORT = 256 * 256  # queries times keys: up to here the plain formula wins in bfloat16 on a CPU, far above it loses
 
@@ -49,7 +49,7 @@ def _weigh(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     return logits.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
-class _HeadRms(nn.Module):
+class HeadRms(nn.Module):
     """Each head's vector divided by its root mean square, times a learned gain: (..., d) to the same."""
 
     def __init__(self, width: int) -> None:
@@ -80,8 +80,8 @@ class Attention(nn.Module):
         else:
             self.q = nn.Linear(width, width, bias=bias)
             self.kv = nn.Linear(context, 2 * width, bias=bias)
-        self.q_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = _HeadRms(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = HeadRms(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = HeadRms(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
         self.cross = context is not None
         initialise(self)

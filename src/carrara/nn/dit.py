@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from carrara.config import Configured
 from carrara.nn.attention import Attention
 from carrara.nn.embed import Conditioning, Embedding, Sinusoidal, position_grid
-from carrara.nn.layers import feed_forward, initialise, zero
+from carrara.nn.layers import Activation, feed_forward, initialise, zero
 from carrara.types import Condition
 
 __all__ = ["DiT", "DiTStem", "PatchTransformer", "modulate"]
@@ -45,7 +45,7 @@ class _Block(nn.Module):
         context: int | None,
         qk_norm: bool,
         ratio: float,
-        activation: Literal["silu", "gelu"],
+        activation: Activation,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -80,16 +80,19 @@ class DiTStem(nn.Module):
         self, x: Tensor, level: Tensor, condition: Condition, hint: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The patches (B, N, width) with `hint` added, the vector (B, 1, width) through its SiLU, and the tokens."""
-        height, width = x.shape[2] // self.patch, x.shape[3] // self.patch
+        h, c, tokens = self.patches(x, level, condition)
+        h = h + self._places(x.shape[2] // self.patch, x.shape[3] // self.patch, h)
+        return h if hint is None else h + hint, F.silu(c)[:, None], tokens
+
+    def patches(self, x: Tensor, level: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The patches (B, N, width) without their places, the vector (B, width), and the tokens."""
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(
                 f"x of {x.shape[2]} x {x.shape[3]} does not divide into patches of {self.patch}; "
                 f"give it multiples of {self.patch}"
             )
         x, c, tokens = self.embed(x, level, condition)
-        h = self.inward(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
-        h = h + self._places(height, width, h)
-        return h if hint is None else h + hint, F.silu(c)[:, None], tokens
+        return self.inward(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)), c, tokens
 
     def _places(self, height: int, width: int, h: Tensor) -> Tensor:
         """The positions of a grid, (height * width, width of h), in h's dtype."""
@@ -128,7 +131,11 @@ class PatchTransformer(DiTStem):
 
     def end(self, h: Tensor, c: Tensor, x: Tensor) -> Tensor:
         """The patches h (B, N, width), modulated by c (B, 1, width), as a picture of x's size and dtype."""
-        h = self.outward(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)))
+        return self.unpatch(modulate(self.norm(h), *self.modulation(c).chunk(2, dim=-1)), x)
+
+    def unpatch(self, h: Tensor, x: Tensor) -> Tensor:
+        """The normed patches h (B, N, width) through the last linear map, as a picture of x's size and dtype."""
+        h = self.outward(h)
         size = (x.shape[2] // self.patch, x.shape[3] // self.patch)
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), self.patch).to(x.dtype)
 
@@ -144,7 +151,7 @@ class DiT(Configured, PatchTransformer):
     image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
     numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
     qk_norm: bound the attention logits. ratio: hidden width of the feed-forward networks over `width`.
-    activation: "silu" or "gelu" (exact). embedding: how the level becomes waves; features: how many of them.
+    activation: "silu", "gelu" (exact) or "gelu-tanh". embedding: how the level becomes waves; features: how many.
     """
 
     def __init__(
@@ -165,7 +172,7 @@ class DiT(Configured, PatchTransformer):
         adapters: dict[str, int] | None = None,
         qk_norm: bool = False,
         ratio: float = 4.0,
-        activation: Literal["silu", "gelu"] = "gelu",
+        activation: Activation = "gelu",
         positions: Literal["sincos", "learned"] = "sincos",
         dropout: float = 0.0,
         embedding: Embedding = _LEVEL,

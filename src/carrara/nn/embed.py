@@ -24,7 +24,17 @@ from torch import Tensor, nn
 from carrara.nn.layers import check_channels, dtype_of, initialise
 from carrara.types import Condition
 
-__all__ = ["Conditioning", "Embedding", "Fourier", "Sinusoidal", "check_part", "position_grid"]
+__all__ = [
+    "Conditioning",
+    "Embedding",
+    "Fourier",
+    "Reader",
+    "Sinusoidal",
+    "check_numbers",
+    "check_part",
+    "place_waves",
+    "position_grid",
+]
 
 
 def _waves(angles: Tensor, *, cosine_first: bool) -> Tensor:
@@ -101,7 +111,20 @@ def position_grid(height: int, width: int, channels: int, *, trained: tuple[int,
     return torch.cat((rows, columns), -1).flatten(0, 1)
 
 
-class _Reader(nn.Module):
+def place_waves(rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+    """Sine-cosine positions as SD3 and PixArt have them: (H * W, channels) float32, channels a multiple of 4.
+
+    rows (H,) and columns (W,) are the places. The first half of the channels speaks of the column, the second of the
+    row; the angles are computed in float64.
+    """
+    frequencies = 10000.0 ** -(torch.arange(channels // 4, dtype=torch.float64, device=rows.device) / (channels // 4))
+    height, width = len(rows), len(columns)
+    across = _waves(columns.double()[:, None] * frequencies, cosine_first=False)[None].expand(height, width, -1)
+    down = _waves(rows.double()[:, None] * frequencies, cosine_first=False)[:, None].expand(height, width, -1)
+    return torch.cat((across, down), -1).flatten(0, 1).float()
+
+
+class Reader(nn.Module):
     """Numbers (B,) to (B, width): waves, linear, SiLU, linear."""
 
     def __init__(self, embedding: Embedding, features: int, width: int) -> None:
@@ -136,10 +159,12 @@ class Conditioning(nn.Module):
     built for them, a linear map of `condition.vector` (B, vector), one such small network a name in `numbers`, and for
     each name in `adapters` a linear map without bias of the mean of `condition.adapters` (B, L, adapters[name]).
     `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
-    along the channels; `condition.tokens` (B, L, context) are layer-normalised, but with `token_norm` false.
+    along the channels; `condition.tokens` (B, L, context) are layer-normalised.
 
-    With `joint_features` the vector and the numbers are read together, by one small network that sees the vector beside
-    so many of each number's waves (SDXL, Podell et al. 2023).
+    vector_hidden: the vector goes through linear, SiLU, linear. number_waves: how numbers become waves. token_norm:
+    False leaves the tokens as they are. joint_features: the vector and the numbers are
+    read together, by one small network that sees the vector beside so many of each number's waves (SDXL, Podell et al.
+    2023).
     """
 
     def __init__(
@@ -155,6 +180,8 @@ class Conditioning(nn.Module):
         numbers: Sequence[str] = (),
         controls: Mapping[str, int] | None = None,
         adapters: Mapping[str, int] | None = None,
+        vector_hidden: bool = False,
+        number_waves: Embedding = _NUMBERS,
         token_norm: bool = True,
         joint_features: int | None = None,
     ) -> None:
@@ -164,19 +191,21 @@ class Conditioning(nn.Module):
                 f"joint_features={joint_features} reads a vector and numbers together, and there is vector={vector} "
                 f"and numbers={tuple(numbers)}; give both"
             )
+        alone = joint_features is None
+        self.context, self.vector_width = context, vector
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
-        self.level = _Reader(embedding, features, width)
-        self.context, self.vector_width = context, vector
-        alone = joint_features is None
-        self.vector = nn.Linear(vector, width) if alone and vector is not None else None
-        self.number = nn.ModuleDict({name: _Reader(_NUMBERS, features, width) for name in numbers if alone})
+        self.level = Reader(embedding, features, width)
+        self.vector: nn.Module | None = nn.Linear(vector, width) if alone and vector is not None else None
+        if alone and vector is not None and vector_hidden:
+            self.vector = nn.Sequential(nn.Linear(vector, width), nn.SiLU(), nn.Linear(width, width))
+        self.number = nn.ModuleDict({name: Reader(number_waves, features, width) for name in numbers if alone})
         self.joint: _JointReader | None = None
         if joint_features is not None and vector is not None:
             count = len(self.numbers)
             self.joint = _JointReader(embedding, joint_features, vector=vector, numbers=count, width=width)
         self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
-        self.token_norm = None if context is None or not token_norm else nn.LayerNorm(context)
+        self.token_norm = nn.LayerNorm(context) if context is not None and token_norm else None
         initialise(self)
 
     @property
@@ -201,9 +230,9 @@ class Conditioning(nn.Module):
             h = h + self.joint(condition.vector.to(dtype), [condition.numbers[name] for name in self.numbers])
         for name, linear in self.adapter.items():
             h = h + linear(condition.adapters[name].to(dtype).mean(1))
-        tokens = condition.tokens
-        if tokens is not None:
-            tokens = tokens.to(dtype) if self.token_norm is None else self.token_norm(tokens.to(dtype))
+        tokens = None if condition.tokens is None else condition.tokens.to(dtype)
+        if self.token_norm is not None and tokens is not None:
+            tokens = self.token_norm(tokens)
         return x.to(dtype), h, tokens
 
     def _check(self, x: Tensor, level: Tensor, condition: Condition) -> None:
@@ -231,12 +260,17 @@ class Conditioning(nn.Module):
         if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
             wanted = None if tokens is None else tuple(tokens.shape[:2])
             raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
-        _check_names("numbers", condition.numbers, self.numbers)
-        for name, number in condition.numbers.items():
-            if number.shape != (rows,):
-                raise ValueError(
-                    f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
-                )
+        check_numbers(condition.numbers, self.numbers, rows)
+
+
+def check_numbers(given: Mapping[str, Tensor], wanted: Collection[str], rows: int) -> None:
+    """Refuse anything but exactly the numbers of these names, (rows,) each."""
+    _check_names("numbers", given, wanted)
+    for name, number in given.items():
+        if number.shape != (rows,):
+            raise ValueError(
+                f"condition.numbers[{name!r}] has shape {tuple(number.shape)}; give one number a row, ({rows},)"
+            )
 
 
 def _check_names(part: str, given: Mapping[str, Tensor], wanted: Collection[str]) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "Activation",
     "ChannelRms",
     "Downsample",
     "NormKind",
@@ -29,6 +30,7 @@ __all__ = [
     "zero",
 ]
 
+Activation = Literal["silu", "gelu", "gelu-tanh"]
 NormKind = Literal["group", "rms", "none"]
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -119,10 +121,13 @@ def norm(kind: NormKind, channels: int, *, groups: int = 32, group_width: int = 
     return nn.GroupNorm(next(n for n in range(most, 0, -1) if channels % n == 0), channels, eps=eps)
 
 
-def feed_forward(width: int, ratio: float, activation: Literal["silu", "gelu"]) -> nn.Sequential:
-    """Two linear maps with an activation between them, over the last axis. GELU is the exact one: its tanh is slow."""
+def feed_forward(width: int, ratio: float, activation: Activation) -> nn.Sequential:
+    """Two linear maps with an activation between them, over the last axis.
+
+    "gelu" is the exact one; "gelu-tanh", its approximation by a tanh, is slower and what many released weights expect.
+    """
     hidden = round(width * ratio)
-    middle = nn.SiLU() if activation == "silu" else nn.GELU()
+    middle = nn.SiLU() if activation == "silu" else nn.GELU("tanh" if activation == "gelu-tanh" else "none")
     return nn.Sequential(nn.Linear(width, hidden), middle, nn.Linear(hidden, width))
 
 

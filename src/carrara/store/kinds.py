@@ -143,7 +143,9 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "network": {
         "dit": "carrara.nn.dit:DiT",
+        "flux": "carrara.nn.flux:Flux",
         "mmdit": "carrara.nn.mmdit:MMDiT",
+        "pixart": "carrara.nn.pixart:PixArt",
         "unet": "carrara.nn.unet:UNet",
     },
     "autoencoder": {

@@ -37,17 +37,17 @@ DEFAULTS: dict[str, Any] = {
 
 def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our table for a config.json; RecipeError for a key that is not known or a value that has no counterpart."""
-    keys = Keys(_NAME, config, defaults=DEFAULTS, elsewhere=())
+    keys = Keys(_NAME, config, defaults=DEFAULTS)
     keys.only("mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", why="expected a middle")
     keys.only("class_embed_type", None, why="networks here have no such part; expected null")
     found = unet2d_condition.conditioned(keys)
-    found |= {"in_channels": keys.count("in_channels"), "out_channels": keys.count("in_channels")}
+    found |= {"in_channels": keys.size("in_channels"), "out_channels": keys.size("in_channels")}
     keys.only("controlnet_conditioning_channel_order", "rgb", why="pictures are red, green and blue here")
     keys.only("global_pool_conditions", False, why="a control tells its places apart here; expected false")
-    stem = keys.counts("conditioning_embedding_out_channels")
+    stem = keys.sizes("conditioning_embedding_out_channels")
     if not stem:
         keys.refuse("conditioning_embedding_out_channels", "expected a width at least")
-    channels = keys.count("conditioning_channels") + 1
+    channels = keys.size("conditioning_channels") + 1
     keys.finish()
     return {"kind": "unet", "network": found, "channels": channels, "stem": list(stem)}
 

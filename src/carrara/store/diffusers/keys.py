@@ -1,8 +1,9 @@
-"""The keys of a class's configuration: what it may say, and what it means when it does not say it.
+"""The keys of a configuration file: what a class may say, and what it means when it does not say it.
 
-`SUPPORTED` has the constructor's arguments of every scheduler that is translated, with diffusers' own defaults;
-`REFUSED` why each of the others is not. Other classes hand their defaults in. A file often holds keys of another class,
-from which it was converted: diffusers ignores those, and so does this, but says so. Nothing else is ignored.
+A network's module says which keys its class has. Of schedulers, `SUPPORTED` has the constructor's arguments of every
+class that is translated, with diffusers' own defaults; `REFUSED` why each of the others is not. The file of one often
+holds keys of another class, from which it was converted: diffusers ignores those, and so does this, but says so.
+Nothing else is ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any, NoReturn, TypeVar
 
 from carrara.errors import RecipeError
 
-__all__ = ["Keys", "REFUSED", "SUPPORTED"]
+__all__ = ["Keys", "MOST_BLOCKS", "REFUSED", "SUPPORTED"]
+
+MOST_BLOCKS = 256
+"""Of what a network has one after another: beyond it a file is meant to do harm."""
 
 Value = TypeVar("Value")
 
@@ -131,18 +135,22 @@ _ELSEWHERE = {key for keys in SUPPORTED.values() for key in keys} | _FORMER | {
 
 
 class Keys:
-    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`."""
+    """The keys of one file; every one has to be read, or be said to do nothing, before `finish`.
+
+    name: the class in its library. defaults: of all its keys; None for a scheduler. elsewhere: keys that it does not
+    have and that its files may hold. Raises RecipeError for any other (a scheduler may hold those of others).
+    """
 
     def __init__(
         self,
         name: str,
         given: Mapping[str, Any],
-        *,
         defaults: Mapping[str, Any] | None = None,
-        elsewhere: Collection[str] = frozenset(_ELSEWHERE),
+        *,
+        elsewhere: Collection[str] = (),
     ) -> None:
-        """`defaults` are those of a class that is no scheduler, and `elsewhere` the keys to ignore in its files."""
         self.name = name
+        elsewhere = _ELSEWHERE if defaults is None else set(elsewhere)
         defaults = SUPPORTED[name] if defaults is None else defaults
         self.ignored: list[str] = []
         for key in given:
@@ -191,12 +199,19 @@ class Keys:
             self.refuse(key, "expected a whole number")
         return value
 
-    def counts(self, key: str, count: int | None = None) -> tuple[int, ...]:
-        """Whole numbers, `count` of them if that is given; one number then stands for as many."""
+    def size(self, key: str, *, most: int = 1 << 20) -> int:
+        """A whole number from 1 to `most`: what a network is built of."""
+        value = self.count(key)
+        if not 1 <= value <= most:
+            self.refuse(key, f"expected a number from 1 to {most}")
+        return value
+
+    def sizes(self, key: str, count: int | None = None, *, most: int = 1 << 20) -> tuple[int, ...]:
+        """Such numbers, `count` of them if that is given; one number then stands for as many."""
         value = self[key]
         each = [value] * count if count is not None and not isinstance(value, list | tuple) else value
-        if not isinstance(each, list | tuple) or not all(type(item) is int and item > 0 for item in each):
-            self.refuse(key, "expected whole numbers from 1 up")
+        if not isinstance(each, list | tuple) or not all(type(item) is int and 1 <= item <= most for item in each):
+            self.refuse(key, f"expected numbers from 1 to {most}")
         if count is not None and len(each) != count:
             self.refuse(key, f"expected {count} numbers, one for each resolution")
         return tuple(each)

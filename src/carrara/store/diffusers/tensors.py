@@ -20,7 +20,19 @@ from torch import Tensor
 from carrara.errors import StorageError
 from carrara.store.safetensors_io import nonfinite
 
-__all__ = ["Place", "Pointwise", "Stacked", "Table", "TensorSource", "exported", "imported", "names"]
+__all__ = [
+    "Kernel",
+    "Pixels",
+    "Place",
+    "Pointwise",
+    "Stacked",
+    "Swapped",
+    "Table",
+    "TensorSource",
+    "exported",
+    "imported",
+    "names",
+]
 
 _NAMED = 3  # tensors of a kind that are named before they are only counted
 
@@ -38,7 +50,27 @@ class Pointwise(NamedTuple):
     name: str
 
 
-Place = str | Stacked | Pointwise
+class Kernel(NamedTuple):
+    """The kernel (out, in, size, size) of a convolution in strides of `size` there, the matrix of a linear map here."""
+
+    name: str
+    size: int
+
+
+class Swapped(NamedTuple):
+    """The first half of the rows and the second exchanged: (scale, shift) there, (shift, scale) here."""
+
+    name: str
+
+
+class Pixels(NamedTuple):
+    """Rows in the order (pixel of a patch, channel) there, (channel, pixel) here; `size` pixels a side."""
+
+    name: str
+    size: int
+
+
+Place = str | Stacked | Pointwise | Kernel | Swapped | Pixels
 Table = Mapping[str, Place]
 """Our name of each tensor, and where it is there."""
 
@@ -64,11 +96,11 @@ class TensorSource(Protocol):
 def names(place: Place) -> tuple[str, ...]:
     """The tensors there that one of ours is made of."""
     match place:
+        case str():
+            return (place,)
         case Stacked():
             return place.names
-        case Pointwise():
-            return (place.name,)
-    return (place,)
+    return (place.name,)
 
 
 def imported(
@@ -88,7 +120,8 @@ def imported(
         "left over": sorted(there - set(needed) - set(ignored)),
     }
     found: dict[str, Tensor] = {}
-    shapes, broken = [], []
+    shapes: list[str] = []
+    broken: list[str] = []
     for ours, place in table.items():
         if not there.issuperset(names(place)):
             continue
@@ -97,7 +130,7 @@ def imported(
             shapes.append(fault)
             continue
         broken += nonfinite(dict(zip(names(place), parts, strict=True)))
-        found[ours] = torch.cat(parts) if isinstance(place, Stacked) else parts[0].reshape(wanted[ours].shape)
+        found[ours] = _whole(place, parts, wanted[ours].shape)
     wrong |= {"of another shape": shapes, "not finite": broken}
     if told := [_told(what, which) for what, which in wrong.items() if which]:
         raise StorageError(f"{source.title} does not hold this network's tensors: {'; '.join(told)}")
@@ -109,12 +142,29 @@ def exported(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for ours, place in table.items() for name, tensor in _parts(place, tensors[ours])}
 
 
+def _whole(place: Place, parts: list[Tensor], shape: torch.Size) -> Tensor:
+    match place:
+        case Stacked():
+            return torch.cat(parts)
+        case Swapped():
+            return torch.cat(parts[0].chunk(2)[::-1])
+        case Pixels(_, size):
+            return parts[0].unflatten(0, (size**2, -1)).transpose(0, 1).flatten(0, 1)
+    return parts[0].reshape(shape)
+
+
 def _parts(place: Place, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     match place:
         case Stacked():
             yield from zip(place.names, tensor.split(list(place.rows)), strict=True)
         case Pointwise():
             yield place.name, tensor[:, :, None, None]
+        case Kernel(name, size):
+            yield name, tensor.unflatten(1, (-1, size, size))
+        case Swapped(name):
+            yield name, torch.cat(tensor.chunk(2)[::-1])
+        case Pixels(name, size):
+            yield name, tensor.unflatten(0, (-1, size**2)).transpose(0, 1).flatten(0, 1)
         case _:
             yield place, tensor
 

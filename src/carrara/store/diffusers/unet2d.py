@@ -43,7 +43,7 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     found["attention"] = [i for i, name in enumerate(down) if name == _DOWN]
     found["middle"] = keys.choice("mid_block_type", _MIDDLE)
     if keys["attention_head_dim"] is not None:
-        width = keys.count("attention_head_dim")
+        width = keys.size("attention_head_dim")
         attending = [multiple * found["channels"] for multiple in found["multipliers"]]
         attending = [attending[i] for i in found["attention"]] + attending[-1:] * (found["middle"] > 0)
         if width < 1 or any(each % width for each in attending):

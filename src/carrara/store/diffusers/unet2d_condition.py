@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from carrara.errors import RecipeError
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Table
 from carrara.store.diffusers.unet_parts import TRAINING, Settings, basics, channels, settings, types, whole, written
 
@@ -81,10 +81,11 @@ def conditioned(keys: Keys) -> dict[str, Any]:
     if not isinstance(down, list | tuple) or len(down) != count or not set(down) <= {_DOWN, _PLAIN_DOWN}:
         keys.refuse("down_block_types", f"expected {count} of {_DOWN} and {_PLAIN_DOWN}, one for each resolution")
     found |= {"attention": [], "middle": keys.choice("mid_block_type", _MIDDLE), "token_norm": False}
-    depth, heads = keys.counts("transformer_layers_per_block", count), keys.counts("attention_head_dim", count)
+    depth = keys.sizes("transformer_layers_per_block", count, most=MOST_BLOCKS)
+    heads = keys.sizes("attention_head_dim", count)
     kernels, middle = not keys.flag("use_linear_projection"), depth[-1] if found["middle"] > 1 else 0
     depth = tuple(d if name == _DOWN else 0 for d, name in zip(depth, down, strict=True))
-    context = set(keys.counts("cross_attention_dim", count))
+    context = set(keys.sizes("cross_attention_dim", count))
     if len(context) != 1:
         keys.refuse("cross_attention_dim", "the tokens have one width here; expected one number")
     if middle or any(depth):
@@ -108,9 +109,9 @@ def _told(keys: Keys, *, context: int | None) -> dict[str, Any]:
         keys.without_effect("addition_time_embed_dim", "projection_class_embeddings_input_dim")
         if keys["class_embed_type"] is None:
             return {}
-        return {"vector": keys.count("projection_class_embeddings_input_dim")}
+        return {"vector": keys.size("projection_class_embeddings_input_dim")}
     keys.only("class_embed_type", None, why="expected null beside an addition_embed_type")
-    total, features = keys.count("projection_class_embeddings_input_dim"), keys.count("addition_time_embed_dim")
+    total, features = keys.size("projection_class_embeddings_input_dim"), keys.size("addition_time_embed_dim")
     numbers = REFINER_SIZES if total - len(REFINER_SIZES) * features == context else SIZES
     vector = total - len(numbers) * features
     if vector < 1:

@@ -11,7 +11,7 @@ from carrara.errors import RecipeError
 from carrara.nn.embed import Sinusoidal
 from carrara.nn.unet import Transformers, UNet
 from carrara.store.diffusers import parts
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Place
 from carrara.store.kinds import kinds
 
@@ -124,12 +124,12 @@ def basics(keys: Keys) -> dict[str, Any]:
     keys.only("act_fn", "silu", "swish", why="the UNet's activation is silu")
     keys.only("mid_block_scale_factor", 1, why="the middle is not scaled here")
     keys.only("resnet_time_scale_shift", "default", why=why)
-    widths, groups = keys.counts("block_out_channels"), keys["norm_num_groups"]
+    widths, groups = keys.sizes("block_out_channels"), keys["norm_num_groups"]
     if type(groups) is not int or groups < 1:
         keys.refuse("norm_num_groups", "expected a whole number of groups, since every block here has its norms")
     if not widths or any(width % widths[0] or width % groups for width in widths):
         keys.refuse("block_out_channels", f"expected multiples of the first and of {groups}, the groups of the norms")
-    blocks = set(keys.counts("layers_per_block", len(widths)))
+    blocks = set(keys.sizes("layers_per_block", len(widths), most=MOST_BLOCKS))
     if len(blocks) != 1:
         keys.refuse("layers_per_block", "every resolution has as many blocks here; expected one number")
     shift = keys.number("freq_shift")
@@ -148,7 +148,7 @@ def basics(keys: Keys) -> dict[str, Any]:
 
 def channels(keys: Keys) -> dict[str, int]:
     """Channels in and out: beyond those that come out, what goes in is the condition's image."""
-    inside, outside = keys.count("in_channels"), keys.count("out_channels")
+    inside, outside = keys.size("in_channels"), keys.size("out_channels")
     table = {"in_channels": min(inside, outside), "out_channels": outside}
     return table | ({"image_channels": inside - outside} if inside > outside else {})
 
