@@ -12,10 +12,10 @@ from carrara.nn.embed import Sinusoidal
 from carrara.nn.unet import Transformers, UNet
 from carrara.store.diffusers import parts
 from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
-from carrara.store.diffusers.tensors import Place
+from carrara.store.diffusers.tensors import Place, Transposed
 from carrara.store.kinds import kinds
 
-__all__ = ["Settings", "TRAINING", "basics", "channels", "descent", "settings", "types", "whole", "written"]
+__all__ = ["Settings", "TRAINING", "basics", "channels", "classes", "descent", "settings", "types", "whole", "written"]
 
 TRAINING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 """Keys of an average over a training, which some files hold and no class reads."""
@@ -65,7 +65,11 @@ def descent(s: Settings) -> dict[str, Place]:
         if s["joint_features"] is not None:
             table |= parts.both(f"embed.joint.linear{i}", f"add_embedding.linear_{i}")
     if s["vector"] is not None and s["joint_features"] is None:
-        table |= parts.both("embed.vector", "class_embedding")
+        linear = parts.both("embed.vector", "class_embedding")
+        classes: dict[str, Place] = {"embed.vector.weight": Transposed("class_embedding.weight")}
+        table |= linear if s["vector_bias"] else classes
+    if s["guidance_features"] is not None:
+        table["embed.guidance.linear.weight"] = "time_embedding.cond_proj.weight"
     table |= parts.both("inward", "conv_in")
     here = s["channels"]
     for i, there in enumerate(s.widths):
@@ -151,6 +155,13 @@ def channels(keys: Keys) -> dict[str, int]:
     inside, outside = keys.size("in_channels"), keys.size("out_channels")
     table = {"in_channels": min(inside, outside), "out_channels": outside}
     return table | ({"image_channels": inside - outside} if inside > outside else {})
+
+
+def classes(keys: Keys) -> dict[str, Any]:
+    """A table of classes: vectors with one 1 are told, and their map has no bias."""
+    if keys["num_class_embeds"] is None:
+        return {}
+    return {"vector": keys.size("num_class_embeds"), "vector_bias": False}
 
 
 def written(s: Settings, *, name: str) -> dict[str, Any]:
