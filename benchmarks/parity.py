@@ -25,10 +25,9 @@ from benchmarks.facts import facts
 __all__ = ["FAMILIES", "SAMPLERS", "TASKS", "Case", "main", "measured", "write"]
 
 PROMPTS = ["a red apple", "two cats on a table, at night"]
-NEGATIVE = ["blurry", ""]
+NEGATIVE = ["blurry", "out of focus"]
 SEEDS = [3, 11]
-STEPS = (4, 11)
-STRENGTH = 0.5
+STRENGTHS = {4: 0.5, 11: 6 / 11}  # of which both make the same whole number of strides
 
 # --- tiny models of the real classes -----------------------------------------------------------------------------------
 
@@ -286,7 +285,7 @@ def cases(families: Sequence[str], samplers: Sequence[str]) -> Iterator[Case]:
         for task in TASKS[family]:
             for sampler in own:
                 if sampler in samplers:
-                    yield from (Case(family, task, sampler, steps) for steps in STEPS)
+                    yield from (Case(family, task, sampler, steps) for steps in STRENGTHS)
 
 
 def write(family: str, folder: Path) -> None:
@@ -351,15 +350,20 @@ def _settings(case: Case, found: Any) -> Any:
     generator = found.system.generator
     guidance = found.family.guidance(generator.denoiser.network.config)
     if case.task == "rescaled":
-        guidance = Rescale(0.7, inner=guidance)
+        guidance = Rescale(guidance, 0.7)
     size: dict[str, Any] = {}
     if found.scheduler.spacing.dynamic is not None:
         size["tokens"] = generator.space.shape[1] * generator.space.shape[2] // 4
     if case.family == "flux":
         size["sigmas"] = tuple(1 - i / case.steps for i in range(case.steps))
     settings = found.scheduler.settings(case.steps, guidance, **size)
-    strength = STRENGTH if case.task == "image-to-image" else 1.0
-    return replace(settings, editing=Editing(strength, resamplings=0))
+    return replace(settings, editing=Editing(_strength(case), resamplings=0))
+
+
+def _strength(case: Case) -> float:
+    """The share of the strides that are made; a model for inpainting makes all."""
+    edited = case.task in ("image-to-image", "inpainting") and case.family != "sd1-inpainting"
+    return STRENGTHS[case.steps] if edited else 1.0
 
 
 def _request(case: Case, found: Any) -> Any:
@@ -430,7 +434,7 @@ def _theirs(case: Case, folder: Path, found: Any) -> Tensor:
     else:
         picture, mask = _picture(found.system)
         told["image"] = picture.expand(len(SEEDS), -1, -1, -1)
-        told["strength"] = STRENGTH if case.task == "image-to-image" else 1.0
+        told["strength"] = _strength(case)
         if case.task == "inpainting":
             told |= {"mask_image": mask.expand(len(SEEDS), -1, -1, -1), "height": height, "width": width}
         draws = _First(noise, rng.fork("steps"))

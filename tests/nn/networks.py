@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from carrara.nn import DiT, Flux, Fourier, ImageEncoder, KLAutoencoder, MMDiT, PixArt, TextTransformer, UNet
+from carrara.nn.image_autoencoder import ImageAutoencoder
+from carrara.nn.unet import Transformers
+from carrara.nn.unet_adapter import UNetAdapter
 from carrara.types import Condition
 
 CONDITIONS: dict[str, Any] = {
@@ -91,7 +94,7 @@ def _several(network: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _autoencode(network: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    assert isinstance(network, KLAutoencoder)
+    assert isinstance(network, KLAutoencoder | ImageAutoencoder)
     mean, logvar = network.encode(x)
     return mean, logvar, network.decode(mean)
 
@@ -113,6 +116,22 @@ CASES = {
             asymmetric=False,
             dropout=0.1,
             embedding=Fourier(bandwidth=0.01),
+            **CONDITIONS,
+        ),
+        _told,
+        _single,
+    ),
+    "unet of transformers": Case(
+        lambda: UNet(
+            channels=8,
+            multipliers=(1, 2),
+            blocks=1,
+            attention=(),
+            groups=4,
+            group_width=1,
+            transformers=Transformers(depth=(0, 2), heads=(1, 4), middle=1),
+            token_norm=False,
+            joint_features=6,
             **CONDITIONS,
         ),
         _told,
@@ -186,6 +205,12 @@ CASES = {
         ),
         _captioned,
         _single,
+    ),
+    "autoencoder of stable diffusion": Case(
+        lambda: ImageAutoencoder(widths=(8, 16), blocks=1, groups=4), _large, _autoencode
+    ),
+    "adapter": Case(
+        lambda: UNetAdapter(channels=3, widths=(8, 16), fold=2, halved=(1,)), lambda rows: (pictures(rows),), _several
     ),
     "autoencoder": _autoencoder(
         latent=4, down=8, patch=2, widths=(8, 12, 20), encoder_blocks=(1, 0, 1), decoder_blocks=(0, 1, 2)

@@ -136,7 +136,9 @@ def test_files_say_every_network() -> None:
             "PixArt": "pixart",
             "KLAutoencoder": "autoencoder",
             "TextTransformer": "transformer",
+            "ImageAutoencoder": "image_autoencoder",
             "ImageEncoder": "image_encoder",
+            "UNetAdapter": "unet_adapter",
         }.items()
     }
     embeddings = {kind.lower(): f"carrara.nn.embed:{kind}" for kind in ("Sinusoidal", "Fourier")}

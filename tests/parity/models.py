@@ -37,6 +37,8 @@ UNETS: dict[str, dict[str, Any]] = {
     "narrow groups": {**SMALL_UNET, "norm_num_groups": 8},
     "middle alone": {**SMALL_UNET, "mid_block_type": "UNetMidBlock2D"},
     "no middle": {**SMALL_UNET, "mid_block_type": None},
+    "classes": {**SMALL_UNET, "num_class_embeds": 5},
+    "distilled": {**SMALL_UNET, "time_cond_proj_dim": 6},
     "vector": {**SMALL_UNET, "class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
 }
 

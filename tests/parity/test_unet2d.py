@@ -62,6 +62,19 @@ def test_a_network_of_ones_own_is_the_same_in_diffusers(options: dict[str, Any])
         close(theirs(torch.cat([x, image], 1), level).sample, found)
 
 
+def test_a_network_of_classes_is_the_same_in_diffusers_and_back() -> None:
+    ours = perturb(UNet(channels=16, groups=4, multipliers=(1, 2), blocks=1, vector=4))
+    table, tensors = unet2d.classed(describe(ours, kinds()), ours.state_dict())
+    theirs = diffusers.UNet2DModel.from_config(unet2d.config(table)).eval()
+    theirs.load_state_dict(exported(unet2d.table(table), tensors))
+    x, level, label = normal(2, 3, 8, 8), torch.tensor([3.0, 987.0]), torch.tensor([3, 1])
+    told = Condition(vector=torch.nn.functional.one_hot(label, 4).float())
+    with torch.no_grad():
+        close(theirs(x, level, label).sample, ours(x, level, told))
+        close(twin(unet2d, theirs)(x, level, told), theirs(x, level, label).sample)
+    assert unet2d.classed(table, tensors)[0] == table
+
+
 def test_every_key_is_known_or_refused() -> None:
     account(
         unet2d,
@@ -71,7 +84,7 @@ def test_every_key_is_known_or_refused() -> None:
          "up_block_types": ["UpBlock2D"] * 4, "mid_block_scale_factor": 1.5, "downsample_type": "resnet",
          "upsample_type": "resnet", "act_fn": "gelu", "attention_head_dim": 9, "attn_norm_num_groups": 16,
          "resnet_time_scale_shift": "scale_shift", "add_attention": False, "class_embed_type": "timestep",
-         "num_class_embeds": 10, "layers_per_block": 0, "norm_num_groups": 0, "downsample_padding": 2},
+         "num_class_embeds": 0, "layers_per_block": 0, "norm_num_groups": 0, "downsample_padding": 2},
     )  # fmt: skip
 
 
@@ -79,7 +92,8 @@ def test_every_key_is_known_or_refused() -> None:
     ("change", "said"),
     [
         ({"context": 8}, "tokens"),
-        ({"vector": 8}, "vector"),
+        ({"vector": 8}, "classed"),
+        ({"numbers": ["height"]}, "numbers"),
         ({"fourier": [7]}, "fourier"),
         ({"group_width": 4}, "groups"),
         ({"middle": 3}, "middle"),

@@ -25,7 +25,14 @@ def ask(theirs: Any, ours: UNet, size: tuple[int, int] = (8, 12), **more: Any) -
     vector = None if width is None else normal(2, width, seed=3)
     numbers = {name: 100.0 * (torch.arange(2) + i) for i, name in enumerate(names)}
     joined = torch.cat([x, image], 1) if image is not None else x
-    if names:
+    if ours.config["guidance_features"] is not None:
+        numbers["guidance"] = torch.tensor([1.0, 7.5])
+        waves = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        more["timestep_cond"] = waves(None, numbers["guidance"] - 1, ours.config["guidance_features"])
+    if not ours.config["vector_bias"]:
+        more["class_labels"] = torch.tensor([4, 1])
+        vector = torch.nn.functional.one_hot(more["class_labels"], width).float()
+    elif names:
         more["added_cond_kwargs"] = {"text_embeds": vector, "time_ids": torch.stack(list(numbers.values()), 1)}
     elif vector is not None:
         more["class_labels"] = vector
@@ -80,8 +87,8 @@ def test_the_refiner_is_told_apart() -> None:
 def test_every_key_is_known_or_refused() -> None:
     none = {"reverse_transformer_layers_per_block": [[1]], "encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj",
             "num_attention_heads": 8, "class_embed_type": "timestep", "addition_embed_type": "image",
-            "num_class_embeds": 10, "time_embedding_dim": 7, "time_embedding_act_fn": "silu",
-            "timestep_post_act": "silu", "time_cond_proj_dim": 256, "cross_attention_norm": "layer_norm"}  # fmt: skip
+            "num_class_embeds": 0, "time_embedding_dim": 7, "time_embedding_act_fn": "silu",
+            "timestep_post_act": "silu", "time_cond_proj_dim": 0.5, "cross_attention_norm": "layer_norm"}  # fmt: skip
     other = {"center_input_sample": True, "only_cross_attention": [True, False, False, False], "act_fn": "gelu",
              "mid_block_scale_factor": 2, "norm_num_groups": None, "dual_cross_attention": True,
              "resnet_time_scale_shift": "scale_shift", "resnet_skip_time_act": True, "resnet_out_scale_factor": 2.0,

@@ -6,12 +6,14 @@ from carrara.nn.control import Controlled, DiTControl, UNetControl, control_of
 from carrara.nn.dit import DiT
 from carrara.nn.embed import Embedding, Fourier, Sinusoidal
 from carrara.nn.flux import Flux
+from carrara.nn.image_autoencoder import ImageAutoencoder
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.mmdit import MMDiT
 from carrara.nn.pixart import PixArt
 from carrara.nn.quantize import FSQ, VectorQuantizer
 from carrara.nn.transformer import TextTransformer
-from carrara.nn.unet import UNet
+from carrara.nn.unet import Transformers, UNet
+from carrara.nn.unet_adapter import UNetAdapter
 from carrara.nn.vae import LadderNetwork
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "FSQ",
     "Flux",
     "Fourier",
+    "ImageAutoencoder",
     "ImageEncoder",
     "KLAutoencoder",
     "LadderNetwork",
@@ -30,7 +33,9 @@ __all__ = [
     "PixArt",
     "Sinusoidal",
     "TextTransformer",
+    "Transformers",
     "UNet",
+    "UNetAdapter",
     "UNetControl",
     "VectorQuantizer",
     "control_of",

@@ -93,6 +93,7 @@ class Fourier(Embedding):
 
 # Frequencies from 100 to 0.0001 radians a unit: serves augmentation levels in [0, 1] and picture sizes in pixels alike.
 _NUMBERS = Sinusoidal(max_period=1e6, scale=100.0)
+_GUIDANCE = Sinusoidal(scale=1000.0, shift=1.0)  # as consistency models were distilled (Luo et al. 2023)
 
 
 def position_grid(height: int, width: int, channels: int, *, trained: tuple[int, int], device: torch.device) -> Tensor:
@@ -133,9 +134,22 @@ class Reader(nn.Module):
         self.linear1 = nn.Linear(features, width)
         self.linear2 = nn.Linear(width, width)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, joining: Tensor | None = None) -> Tensor:
+        """`joining` (B, features) is added to the waves."""
         waves = self.embedding(values, self.features).to(self.linear1.weight.dtype)
-        return self.linear2(F.silu(self.linear1(waves)))
+        return self.linear2(F.silu(self.linear1(waves if joining is None else waves + joining)))
+
+
+class _GuidanceReader(nn.Module):
+    """The scale (B,) of a guidance that was distilled into a network, 1 for none, to (B, width): waves, linear."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.linear = nn.Linear(features, width, bias=False)
+
+    def forward(self, scale: Tensor) -> Tensor:
+        return self.linear(_GUIDANCE(scale - 1, self.features).to(self.linear.weight.dtype))
 
 
 class _JointReader(nn.Module):
@@ -159,11 +173,13 @@ class Conditioning(nn.Module):
     built for them, a linear map of `condition.vector` (B, vector), one such small network a name in `numbers`, and for
     each name in `adapters` a linear map without bias of the mean of `condition.adapters` (B, L, adapters[name]).
     `condition.image`, and after it `condition.controls` (B, controls[name], H, W) in the order of `controls`, join x
-    along the channels; `condition.tokens` (B, L, context) are layer-normalised, but with `token_norm` false.
+    along the channels; `condition.tokens` (B, L, context) are layer-normalised.
 
-    With `vector_hidden` the vector goes through linear, SiLU, linear; `number_waves` is how numbers become waves. With
-    `joint_features` the vector and the numbers are read together, by one small network that sees the vector beside so
-    many of each number's waves (SDXL, Podell et al. 2023).
+    vector_hidden: the vector goes through linear, SiLU, linear. number_waves: how numbers become waves. token_norm:
+    False leaves the tokens as they are. joint_features: the vector and the numbers are
+    read together, by one small network that sees the vector beside so many of each number's waves (SDXL, Podell et al.
+    2023). guidance_features: of `condition.numbers["guidance"]`, the scale of a distilled guidance, so many waves join
+    the level's by a linear map (Meng et al. 2023). vector_bias: of the linear map of the vector.
     """
 
     def __init__(
@@ -179,10 +195,12 @@ class Conditioning(nn.Module):
         numbers: Sequence[str] = (),
         controls: Mapping[str, int] | None = None,
         adapters: Mapping[str, int] | None = None,
-        token_norm: bool = True,
         vector_hidden: bool = False,
         number_waves: Embedding = _NUMBERS,
+        token_norm: bool = True,
         joint_features: int | None = None,
+        guidance_features: int | None = None,
+        vector_bias: bool = True,
     ) -> None:
         super().__init__()
         if joint_features is not None and (vector is None or not numbers):
@@ -190,12 +208,15 @@ class Conditioning(nn.Module):
                 f"joint_features={joint_features} reads a vector and numbers together, and there is vector={vector} "
                 f"and numbers={tuple(numbers)}; give both"
             )
+        alone = joint_features is None
+        self.context, self.vector_width = context, vector
         self.in_channels, self.image_channels, self.numbers = in_channels, image_channels, tuple(numbers)
+        self.guided = () if guidance_features is None else ("guidance",)
         self.controls, self.adapters = dict(controls or {}), dict(adapters or {})
         self.level = Reader(embedding, features, width)
-        self.context, self.vector_width = context, vector
-        alone = joint_features is None
-        self.vector: nn.Module | None = nn.Linear(vector, width) if alone and vector is not None else None
+        self.vector: nn.Module | None = None
+        if alone and vector is not None:
+            self.vector = nn.Linear(vector, width, bias=vector_bias)
         if alone and vector is not None and vector_hidden:
             self.vector = nn.Sequential(nn.Linear(vector, width), nn.SiLU(), nn.Linear(width, width))
         self.number = nn.ModuleDict({name: Reader(number_waves, features, width) for name in numbers if alone})
@@ -204,7 +225,8 @@ class Conditioning(nn.Module):
             count = len(self.numbers)
             self.joint = _JointReader(embedding, joint_features, vector=vector, numbers=count, width=width)
         self.adapter = nn.ModuleDict({name: nn.Linear(size, width, bias=False) for name, size in self.adapters.items()})
-        self.token_norm = None if context is None or not token_norm else nn.LayerNorm(context)
+        self.guidance = None if guidance_features is None else _GuidanceReader(guidance_features, features)
+        self.token_norm = nn.LayerNorm(context) if context is not None and token_norm else None
         initialise(self)
 
     @property
@@ -220,7 +242,7 @@ class Conditioning(nn.Module):
         joining += [condition.controls[name] for name in self.controls]
         if joining:
             x = torch.cat((x, *(image.to(x.dtype) for image in joining)), 1)
-        h = self.level(level)
+        h = self.level(level, None if self.guidance is None else self.guidance(condition.numbers["guidance"]))
         if self.vector is not None and condition.vector is not None:
             h = h + self.vector(condition.vector.to(dtype))
         for name, network in self.number.items():
@@ -229,9 +251,9 @@ class Conditioning(nn.Module):
             h = h + self.joint(condition.vector.to(dtype), [condition.numbers[name] for name in self.numbers])
         for name, linear in self.adapter.items():
             h = h + linear(condition.adapters[name].to(dtype).mean(1))
-        tokens = condition.tokens
-        if tokens is not None:
-            tokens = tokens.to(dtype) if self.token_norm is None else self.token_norm(tokens.to(dtype))
+        tokens = None if condition.tokens is None else condition.tokens.to(dtype)
+        if self.token_norm is not None and tokens is not None:
+            tokens = self.token_norm(tokens)
         return x.to(dtype), h, tokens
 
     def _check(self, x: Tensor, level: Tensor, condition: Condition) -> None:
@@ -259,7 +281,7 @@ class Conditioning(nn.Module):
         if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
             wanted = None if tokens is None else tuple(tokens.shape[:2])
             raise ValueError(f"condition.mask has shape {tuple(mask.shape)} and the tokens need {wanted}")
-        check_numbers(condition.numbers, self.numbers, rows)
+        check_numbers(condition.numbers, (*self.numbers, *self.guided), rows)
 
 
 def check_numbers(given: Mapping[str, Tensor], wanted: Collection[str], rows: int) -> None:

@@ -143,6 +143,8 @@ class UNet(Configured, UNetDescent):
     image_channels: of `condition.image`, which joins x, and controls: of each of `condition.controls`, which do, too.
     numbers: names in `condition.numbers`. adapters: widths of `condition.adapters`.
     token_norm: normalise the tokens first. joint_features: waves a number; all are then read together with the vector.
+    guidance_features: waves of one number more, "guidance", for networks that were distilled from a guided one.
+    vector_bias: of the map of the vector, which a table of classes has not.
     groups: of the norms, at most. group_width: channels that a group has at least.
     asymmetric: pad downsampling below and right only, as the original does.
     embedding: how the level, an integer step for DDPM, becomes waves.
@@ -178,6 +180,8 @@ class UNet(Configured, UNetDescent):
         token_norm: bool = True,
         joint_features: int | None = None,
         group_width: int = 4,
+        guidance_features: int | None = None,
+        vector_bias: bool = True,
     ) -> None:
         super().__init__()
         self.fourier = fourier
@@ -201,6 +205,8 @@ class UNet(Configured, UNetDescent):
             adapters=adapters,
             token_norm=token_norm,
             joint_features=joint_features,
+            guidance_features=guidance_features,
+            vector_bias=vector_bias,
         )
         grouped = {"groups": groups, "group_width": group_width}
 

@@ -12,7 +12,7 @@ from carrara.config import build, parameters
 from carrara.errors import RecipeError
 from carrara.nn.image_autoencoder import ImageAutoencoder
 from carrara.store.diffusers import parts
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Place, Table
 from carrara.store.kinds import kinds
 
@@ -33,23 +33,23 @@ DEFAULTS: dict[str, Any] = {
 def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our table for a config.json; RecipeError for a key that is not known or a value that has no counterpart."""
     keys = _keys(config)
-    widths, groups = keys.counts("block_out_channels"), keys.count("norm_num_groups")
-    if not widths or groups < 1 or any(width % groups for width in widths):
+    widths, groups = keys.sizes("block_out_channels"), keys.size("norm_num_groups")
+    if not widths or any(width % groups for width in widths):
         keys.refuse("block_out_channels", f"expected widths that the {groups} groups of the norms divide")
     for key, kind in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if list(keys[key]) != [kind] * len(widths):
             keys.refuse(key, f"expected {len(widths)} times {kind}, one for each resolution")
     keys.only("act_fn", "silu", "swish", why="the autoencoder's activation is silu")
-    keys.only("out_channels", keys.count("in_channels"), why="pictures come out as they went in; expected in_channels")
+    keys.only("out_channels", keys.size("in_channels"), why="pictures come out as they went in; expected in_channels")
     keys.without_effect("sample_size", "force_upcast")
     scale(config)
     keys.without_effect("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     found = {
         "kind": _KIND,
-        "channels": keys.count("in_channels"),
-        "latent": keys.count("latent_channels"),
+        "channels": keys.size("in_channels"),
+        "latent": keys.size("latent_channels"),
         "widths": list(widths),
-        "blocks": keys.count("layers_per_block"),
+        "blocks": keys.size("layers_per_block", most=MOST_BLOCKS),
         "attention": keys.flag("mid_block_add_attention"),
         "mix_moments": keys.flag("use_quant_conv"),
         "mix_latent": keys.flag("use_post_quant_conv"),
@@ -61,7 +61,7 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(config: Mapping[str, Any]) -> Keys:
-    return Keys(_NAME, config, defaults=DEFAULTS, elsewhere=())
+    return Keys(_NAME, config, defaults=DEFAULTS)
 
 
 def scale(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -70,7 +70,7 @@ def scale(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ..
     factor = keys.number("scaling_factor")
     if not factor > 0:
         keys.refuse("scaling_factor", "expected a positive factor")
-    count = keys.count("latent_channels")
+    count = keys.size("latent_channels")
     mean, std = (_each(keys, key, count) for key in ("latents_mean", "latents_std"))
     shift = 0.0 if keys["shift_factor"] is None else keys.number("shift_factor")
     if shift and mean is not None:

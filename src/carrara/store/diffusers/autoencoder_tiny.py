@@ -12,7 +12,7 @@ from carrara.config import build, parameters
 from carrara.errors import RecipeError
 from carrara.nn.tiny_autoencoder import TinyAutoencoder
 from carrara.store.diffusers import parts
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Place, Table
 from carrara.store.kinds import kinds
 
@@ -33,14 +33,14 @@ _REPEATED = ("block_out_channels",)  # written beside those of the decoder, and 
 def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our table for a config.json; RecipeError for a key that is not known or a value that has no counterpart."""
     keys = _keys(config)
-    widths = keys.counts("encoder_block_out_channels")
+    widths = keys.sizes("encoder_block_out_channels")
     for key in ("encoder_block_out_channels", "decoder_block_out_channels"):
-        if len(set(keys.counts(key))) != 1 or keys.counts(key) != widths:
+        if len(set(keys.sizes(key))) != 1 or keys.sizes(key) != widths:
             keys.refuse(key, "every layer is as wide here; expected one number, as often as there are resolutions")
     blocks = {}
     for half in ("encoder", "decoder"):
-        blocks[half] = keys.counts(f"num_{half}_blocks", len(widths))
-    keys.only("out_channels", keys.count("in_channels"), why="pictures come out as they went in; expected in_channels")
+        blocks[half] = keys.sizes(f"num_{half}_blocks", len(widths), most=MOST_BLOCKS)
+    keys.only("out_channels", keys.size("in_channels"), why="pictures come out as they went in; expected in_channels")
     keys.only("act_fn", "relu", why="expected 'relu'")
     keys.only("upsample_fn", "nearest", why="expected 'nearest'")
     keys.only("upsampling_scaling_factor", 2, why="every resolution is twice the next here; expected 2")
@@ -48,8 +48,8 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     keys.without_effect("scaling_factor", "shift_factor", "latent_magnitude", "latent_shift", "force_upcast")
     found = {
         "kind": "tiny",
-        "channels": keys.count("in_channels"),
-        "latent": keys.count("latent_channels"),
+        "channels": keys.size("in_channels"),
+        "latent": keys.size("latent_channels"),
         "width": widths[0],
         "encoder_blocks": list(blocks["encoder"]),
         "decoder_blocks": list(blocks["decoder"]),
@@ -65,7 +65,7 @@ def _keys(config: Mapping[str, Any]) -> Keys:
 def scale(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and the standard deviation of each channel of the latents that a config.json says."""
     keys = _keys(config)
-    factor, shift, count = keys.number("scaling_factor"), keys.number("shift_factor"), keys.count("latent_channels")
+    factor, shift, count = keys.number("scaling_factor"), keys.number("shift_factor"), keys.size("latent_channels")
     if not factor > 0:
         keys.refuse("scaling_factor", "expected a positive factor")
     return (shift,) * count, (1 / factor,) * count

@@ -37,17 +37,18 @@ DEFAULTS: dict[str, Any] = {
 
 def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our table for a config.json; RecipeError for a key that is not known or a value that has no counterpart."""
-    keys = Keys(_NAME, config, defaults=DEFAULTS, elsewhere=())
+    keys = Keys(_NAME, config, defaults=DEFAULTS)
     keys.only("mid_block_type", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", why="expected a middle")
-    keys.only("class_embed_type", None, why="networks here have no such part; expected null")
+    for key in ("class_embed_type", "num_class_embeds"):
+        keys.only(key, None, why="a control here reads no classes; expected null")
     found = unet2d_condition.conditioned(keys)
-    found |= {"in_channels": keys.count("in_channels"), "out_channels": keys.count("in_channels")}
+    found |= {"in_channels": keys.size("in_channels"), "out_channels": keys.size("in_channels")}
     keys.only("controlnet_conditioning_channel_order", "rgb", why="pictures are red, green and blue here")
     keys.only("global_pool_conditions", False, why="a control tells its places apart here; expected false")
-    stem = keys.counts("conditioning_embedding_out_channels")
+    stem = keys.sizes("conditioning_embedding_out_channels")
     if not stem:
         keys.refuse("conditioning_embedding_out_channels", "expected a width at least")
-    channels = keys.count("conditioning_channels") + 1
+    channels = keys.size("conditioning_channels") + 1
     keys.finish()
     return {"kind": "unet", "network": found, "channels": channels, "stem": list(stem)}
 
@@ -57,8 +58,8 @@ def config(network: Mapping[str, Any]) -> dict[str, Any]:
     _check(network)
     s = settings(network["network"])
     keys = {**written(s, name=_NAME), **unet2d_condition.conditions(s, name=_NAME)}
-    if s["middle"] == 0 or keys.get("class_embed_type") is not None:
-        raise RecipeError(f"{_NAME} has a middle and reads no vector by itself; it needs a UNet of that kind")
+    if s["middle"] == 0 or s["guidance_features"] or (s["vector"] and s["joint_features"] is None):
+        raise RecipeError(f"{_NAME} has a middle, and reads no guidance, nor a vector alone; it needs such a UNet")
     return {
         "_class_name": _NAME,
         **DEFAULTS,

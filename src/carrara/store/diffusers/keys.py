@@ -15,7 +15,10 @@ from typing import Any, NoReturn, TypeVar
 
 from carrara.errors import RecipeError
 
-__all__ = ["Keys", "REFUSED", "SUPPORTED"]
+__all__ = ["Keys", "MOST_BLOCKS", "REFUSED", "SUPPORTED"]
+
+MOST_BLOCKS = 256
+"""Of what a network has one after another: beyond it a file is meant to do harm."""
 
 Value = TypeVar("Value")
 
@@ -198,22 +201,22 @@ class Keys:
             self.refuse(key, "expected a whole number")
         return value
 
-    def counts(self, key: str, count: int | None = None) -> tuple[int, ...]:
-        """Whole numbers, `count` of them if that is given; one number then stands for as many."""
-        value = self[key]
-        each = [value] * count if count is not None and not isinstance(value, list | tuple) else value
-        if not isinstance(each, list | tuple) or not all(type(item) is int and item > 0 for item in each):
-            self.refuse(key, "expected whole numbers from 1 up")
-        if count is not None and len(each) != count:
-            self.refuse(key, f"expected {count} numbers, one for each resolution")
-        return tuple(each)
-
     def size(self, key: str, *, most: int = 1 << 20) -> int:
         """A whole number from 1 to `most`: what a network is built of."""
         value = self.count(key)
         if not 1 <= value <= most:
             self.refuse(key, f"expected a number from 1 to {most}")
         return value
+
+    def sizes(self, key: str, count: int | None = None, *, most: int = 1 << 20) -> tuple[int, ...]:
+        """Such numbers, `count` of them if that is given; one number then stands for as many."""
+        value = self[key]
+        each = [value] * count if count is not None and not isinstance(value, list | tuple) else value
+        if not isinstance(each, list | tuple) or not all(type(item) is int and 1 <= item <= most for item in each):
+            self.refuse(key, f"expected numbers from 1 to {most}")
+        if count is not None and len(each) != count:
+            self.refuse(key, f"expected {count} numbers, one for each resolution")
+        return tuple(each)
 
     def choice(self, key: str, choices: Mapping[Any, Value]) -> Value:
         """What the key's value stands for."""

@@ -12,7 +12,7 @@ from carrara.config import build, parameters
 from carrara.errors import RecipeError
 from carrara.nn.unet_adapter import UNetAdapter
 from carrara.store.diffusers import parts
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Place, Table
 from carrara.store.kinds import kinds
 
@@ -35,11 +35,10 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(config: Mapping[str, Any]) -> dict[str, Any]:
-    keys = Keys(_NAME, config, defaults=DEFAULTS, elsewhere=())
+    keys = Keys(_NAME, config, defaults=DEFAULTS)
     kind = keys.choice("adapter_type", {one: one for one in _TYPES})
-    widths, (blocks,), (fold,) = (
-        keys.counts("channels"), keys.counts("num_res_blocks", 1), keys.counts("downscale_factor", 1),
-    )  # fmt: skip
+    widths = keys.sizes("channels")
+    blocks, fold = keys.size("num_res_blocks", most=MOST_BLOCKS), keys.size("downscale_factor", most=MOST_BLOCKS)
     if not widths or (kind == _LIGHT and any(width % 4 for width in widths)):
         keys.refuse("channels", "expected a width at least, multiples of 4 in a light adapter")
     halved = [i for i in range(1, len(widths)) if kind != _XL or i == _XL_HALVED]
@@ -47,7 +46,7 @@ def _network(config: Mapping[str, Any]) -> dict[str, Any]:
         keys.refuse("channels", "expected as many from the third on, as the class itself does")
     if kind == _LIGHT:
         widths, halved = (*widths, widths[-1]), [*halved, len(widths)]
-    channels = keys.count("in_channels") + 1
+    channels = keys.size("in_channels") + 1
     keys.finish()
     return {
         "kind": _KIND,

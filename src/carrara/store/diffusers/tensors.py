@@ -29,6 +29,7 @@ __all__ = [
     "Swapped",
     "Table",
     "TensorSource",
+    "Transposed",
     "exported",
     "imported",
     "names",
@@ -70,7 +71,13 @@ class Pixels(NamedTuple):
     size: int
 
 
-Place = str | Stacked | Pointwise | Kernel | Swapped | Pixels
+class Transposed(NamedTuple):
+    """A matrix with its rows and columns exchanged: a table of rows there, a linear map here."""
+
+    name: str
+
+
+Place = str | Stacked | Pointwise | Kernel | Swapped | Pixels | Transposed
 Table = Mapping[str, Place]
 """Our name of each tensor, and where it is there."""
 
@@ -148,6 +155,8 @@ def _whole(place: Place, parts: list[Tensor], shape: torch.Size) -> Tensor:
             return torch.cat(parts)
         case Swapped():
             return torch.cat(parts[0].chunk(2)[::-1])
+        case Transposed():
+            return parts[0].T.contiguous()
         case Pixels(_, size):
             return parts[0].unflatten(0, (size**2, -1)).transpose(0, 1).flatten(0, 1)
     return parts[0].reshape(shape)
@@ -163,6 +172,8 @@ def _parts(place: Place, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.unflatten(1, (-1, size, size))
         case Swapped(name):
             yield name, torch.cat(tensor.chunk(2)[::-1])
+        case Transposed(name):
+            yield name, tensor.T.contiguous()
         case Pixels(name, size):
             yield name, tensor.unflatten(0, (-1, size**2)).transpose(0, 1).flatten(0, 1)
         case _:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from carrara.errors import RecipeError
 from carrara.store.diffusers.keys import Keys
 from carrara.store.diffusers.tensors import Table
-from carrara.store.diffusers.unet_parts import TRAINING, Settings, basics, channels, settings, types, whole, written
+from carrara.store.diffusers.unet_parts import (
+    TRAINING,
+    Settings,
+    basics,
+    channels,
+    classes,
+    settings,
+    types,
+    whole,
+    written,
+)
 
-__all__ = ["DEFAULTS", "config", "network", "table"]
+__all__ = ["DEFAULTS", "classed", "config", "network", "table"]
 
 _NAME = "UNet2DModel"
 _DOWN, _PLAIN_DOWN = "AttnDownBlock2D", "DownBlock2D"
@@ -43,7 +55,7 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     found["attention"] = [i for i, name in enumerate(down) if name == _DOWN]
     found["middle"] = keys.choice("mid_block_type", _MIDDLE)
     if keys["attention_head_dim"] is not None:
-        width = keys.count("attention_head_dim")
+        width = keys.size("attention_head_dim")
         attending = [multiple * found["channels"] for multiple in found["multipliers"]]
         attending = [attending[i] for i in found["attention"]] + attending[-1:] * (found["middle"] > 0)
         if width < 1 or any(each % width for each in attending):
@@ -58,8 +70,8 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     keys.only("attn_norm_num_groups", None, found["groups"], why="all norms have as many groups here; expected null")
     keys.only("add_attention", True, why="the middle has attention here; expected true")
     keys.only("class_embed_type", None, why=f"{why}; expected null")
-    keys.only("num_class_embeds", None, why=f"{why}; expected null")
     keys.without_effect("sample_size", "num_train_timesteps")
+    found |= classes(keys)
     keys.finish()
     return found
 
@@ -69,9 +81,11 @@ def config(network: Mapping[str, Any]) -> dict[str, Any]:
     s = settings(network)
     if s["transformers"] is not None or s["context"] is not None:
         raise RecipeError(f"{_NAME} reads no tokens; take a network without context, or UNet2DConditionModel")
-    for part in ("vector", "numbers"):
+    for part in ("numbers", "guidance_features"):
         if s[part]:
             raise RecipeError(f"{_NAME} cannot hold {part} = {s[part]!r}; it needs none")
+    if s["vector"] is not None and s["vector_bias"]:
+        raise RecipeError(f"{_NAME} has a table of classes and no bias to it; take the bias away by `classed`")
     kind = next((kind for kind, blocks in _MIDDLE.items() if blocks == s["middle"]), "")
     if kind == "":
         raise RecipeError(f"{_NAME} cannot hold a middle of {s['middle']} blocks; it needs two, or none")
@@ -83,7 +97,23 @@ def config(network: Mapping[str, Any]) -> dict[str, Any]:
         "up_block_types": types(_UP, _PLAIN_UP, s.attends[::-1]),
         "mid_block_type": kind,
         "attention_head_dim": _head_width(s),
+        "num_class_embeds": s["vector"],
     }
+
+
+def classed(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same network with the bias of the vector's map in that of the level's, to which it is added anyway.
+
+    So a network that is told classes, as vectors with one 1, can be written: a row of its table there is what a class
+    adds. Any other is returned as it is.
+    """
+    s = settings(network)
+    if s["vector"] is None or s["joint_features"] is not None or not s["vector_bias"]:
+        return dict(network), dict(tensors)
+    found = dict(tensors)
+    bias, level = found.pop("embed.vector.bias"), found["embed.level.linear2.bias"]
+    found["embed.level.linear2.bias"] = (level.float() + bias.float()).to(level.dtype)
+    return {**network, "vector_bias": False}, found
 
 
 def _head_width(s: Settings) -> int | None:

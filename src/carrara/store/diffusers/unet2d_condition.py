@@ -10,9 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from carrara.errors import RecipeError
-from carrara.store.diffusers.keys import Keys
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
 from carrara.store.diffusers.tensors import Table
-from carrara.store.diffusers.unet_parts import TRAINING, Settings, basics, channels, settings, types, whole, written
+from carrara.store.diffusers.unet_parts import (
+    TRAINING,
+    Settings,
+    basics,
+    channels,
+    classes,
+    settings,
+    types,
+    whole,
+    written,
+)
 
 __all__ = ["DEFAULTS", "REFINER_SIZES", "SIZES", "conditioned", "conditions", "config", "network", "table"]
 
@@ -50,6 +60,8 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our table for a config.json; RecipeError for a key that is not known or a value that has no counterpart."""
     keys = Keys(_NAME, config, defaults=DEFAULTS, elsewhere=TRAINING)
     found = {**conditioned(keys), **channels(keys), "dropout": keys.number("dropout")}
+    if keys["time_cond_proj_dim"] is not None:
+        found["guidance_features"] = keys.size("time_cond_proj_dim")
     up = [name.replace("Down", "Up") for name in reversed(keys["down_block_types"])]
     if list(keys["up_block_types"]) != up:
         keys.refuse("up_block_types", f"the way up mirrors the way down here; expected {up}")
@@ -61,7 +73,7 @@ def network(config: Mapping[str, Any]) -> dict[str, Any]:
     keys.only("resnet_out_scale_factor", 1, why=why)
     keys.only("time_embedding_type", "positional", why="expected 'positional'")
     keys.only("time_embedding_dim", None, 4 * found["channels"], why="expected four times the first channels")
-    for key in ("time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim", "cross_attention_norm"):
+    for key in ("time_embedding_act_fn", "timestep_post_act", "cross_attention_norm"):
         keys.only(key, None, why=f"{why}; expected null")
     for key in ("conv_in_kernel", "conv_out_kernel"):
         keys.only(key, 3, why="expected kernels of 3 x 3")
@@ -81,10 +93,11 @@ def conditioned(keys: Keys) -> dict[str, Any]:
     if not isinstance(down, list | tuple) or len(down) != count or not set(down) <= {_DOWN, _PLAIN_DOWN}:
         keys.refuse("down_block_types", f"expected {count} of {_DOWN} and {_PLAIN_DOWN}, one for each resolution")
     found |= {"attention": [], "middle": keys.choice("mid_block_type", _MIDDLE), "token_norm": False}
-    depth, heads = keys.counts("transformer_layers_per_block", count), keys.counts("attention_head_dim", count)
+    depth = keys.sizes("transformer_layers_per_block", count, most=MOST_BLOCKS)
+    heads = keys.sizes("attention_head_dim", count)
     kernels, middle = not keys.flag("use_linear_projection"), depth[-1] if found["middle"] > 1 else 0
     depth = tuple(d if name == _DOWN else 0 for d, name in zip(depth, down, strict=True))
-    context = set(keys.counts("cross_attention_dim", count))
+    context = set(keys.sizes("cross_attention_dim", count))
     if len(context) != 1:
         keys.refuse("cross_attention_dim", "the tokens have one width here; expected one number")
     if middle or any(depth):
@@ -94,7 +107,7 @@ def conditioned(keys: Keys) -> dict[str, Any]:
     only = keys["only_cross_attention"]
     if any(only if isinstance(only, list | tuple) else [only]):
         keys.refuse("only_cross_attention", "every transformer here has self-attention; expected false")
-    for key in ("encoder_hid_dim", "encoder_hid_dim_type", "num_attention_heads", "num_class_embeds"):
+    for key in ("encoder_hid_dim", "encoder_hid_dim_type", "num_attention_heads"):
         keys.only(key, None, why=f"{why}; expected null")
     keys.without_effect("upcast_attention", "addition_embed_type_num_heads")
     return found | _told(keys, context=found.get("context"))
@@ -106,11 +119,13 @@ def _told(keys: Keys, *, context: int | None) -> dict[str, Any]:
     keys.only("addition_embed_type", None, "text_time", why="expected null or 'text_time'")
     if keys["addition_embed_type"] is None:
         keys.without_effect("addition_time_embed_dim", "projection_class_embeddings_input_dim")
-        if keys["class_embed_type"] is None:
-            return {}
-        return {"vector": keys.count("projection_class_embeddings_input_dim")}
-    keys.only("class_embed_type", None, why="expected null beside an addition_embed_type")
-    total, features = keys.count("projection_class_embeddings_input_dim"), keys.count("addition_time_embed_dim")
+        if keys["class_embed_type"] is not None:
+            keys.without_effect("num_class_embeds")
+            return {"vector": keys.size("projection_class_embeddings_input_dim")}
+        return classes(keys)
+    for key in ("class_embed_type", "num_class_embeds"):
+        keys.only(key, None, why="expected null beside an addition_embed_type")
+    total, features = keys.size("projection_class_embeddings_input_dim"), keys.size("addition_time_embed_dim")
     numbers = REFINER_SIZES if total - len(REFINER_SIZES) * features == context else SIZES
     vector = total - len(numbers) * features
     if vector < 1:
@@ -124,6 +139,7 @@ def config(network: Mapping[str, Any]) -> dict[str, Any]:
     transformers = s.transformers
     return {
         "_class_name": _NAME, **DEFAULTS, **written(s, name=_NAME), **conditions(s, name=_NAME),
+        "time_cond_proj_dim": s["guidance_features"],
         "up_block_types": types(_UP, _PLAIN_UP, [depth > 0 for depth in reversed(transformers.depth)]),
     }  # fmt: skip
 
@@ -165,8 +181,9 @@ def _written_told(s: Settings, *, name: str) -> dict[str, Any]:
     if features is None:
         if numbers:
             raise RecipeError(f"{name} cannot hold numbers = {list(numbers)}; it needs none, or joint_features")
-        chosen = None if vector is None else "simple_projection"
-        return {"class_embed_type": chosen, "projection_class_embeddings_input_dim": vector}
+        if vector is None or not s["vector_bias"]:
+            return {"num_class_embeds": vector}
+        return {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": vector}
     total = vector + len(numbers) * features
     if numbers != (REFINER_SIZES if total - len(REFINER_SIZES) * features == s["context"] else SIZES):
         raise RecipeError(

@@ -11,11 +11,11 @@ from carrara.errors import RecipeError
 from carrara.nn.embed import Sinusoidal
 from carrara.nn.unet import Transformers, UNet
 from carrara.store.diffusers import parts
-from carrara.store.diffusers.keys import Keys
-from carrara.store.diffusers.tensors import Place
+from carrara.store.diffusers.keys import MOST_BLOCKS, Keys
+from carrara.store.diffusers.tensors import Place, Transposed
 from carrara.store.kinds import kinds
 
-__all__ = ["Settings", "TRAINING", "basics", "channels", "descent", "settings", "types", "whole", "written"]
+__all__ = ["Settings", "TRAINING", "basics", "channels", "classes", "descent", "settings", "types", "whole", "written"]
 
 TRAINING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 """Keys of an average over a training, which some files hold and no class reads."""
@@ -65,7 +65,11 @@ def descent(s: Settings) -> dict[str, Place]:
         if s["joint_features"] is not None:
             table |= parts.both(f"embed.joint.linear{i}", f"add_embedding.linear_{i}")
     if s["vector"] is not None and s["joint_features"] is None:
-        table |= parts.both("embed.vector", "class_embedding")
+        linear = parts.both("embed.vector", "class_embedding")
+        classes: dict[str, Place] = {"embed.vector.weight": Transposed("class_embedding.weight")}
+        table |= linear if s["vector_bias"] else classes
+    if s["guidance_features"] is not None:
+        table["embed.guidance.linear.weight"] = "time_embedding.cond_proj.weight"
     table |= parts.both("inward", "conv_in")
     here = s["channels"]
     for i, there in enumerate(s.widths):
@@ -124,12 +128,12 @@ def basics(keys: Keys) -> dict[str, Any]:
     keys.only("act_fn", "silu", "swish", why="the UNet's activation is silu")
     keys.only("mid_block_scale_factor", 1, why="the middle is not scaled here")
     keys.only("resnet_time_scale_shift", "default", why=why)
-    widths, groups = keys.counts("block_out_channels"), keys["norm_num_groups"]
+    widths, groups = keys.sizes("block_out_channels"), keys["norm_num_groups"]
     if type(groups) is not int or groups < 1:
         keys.refuse("norm_num_groups", "expected a whole number of groups, since every block here has its norms")
     if not widths or any(width % widths[0] or width % groups for width in widths):
         keys.refuse("block_out_channels", f"expected multiples of the first and of {groups}, the groups of the norms")
-    blocks = set(keys.counts("layers_per_block", len(widths)))
+    blocks = set(keys.sizes("layers_per_block", len(widths), most=MOST_BLOCKS))
     if len(blocks) != 1:
         keys.refuse("layers_per_block", "every resolution has as many blocks here; expected one number")
     shift = keys.number("freq_shift")
@@ -148,9 +152,16 @@ def basics(keys: Keys) -> dict[str, Any]:
 
 def channels(keys: Keys) -> dict[str, int]:
     """Channels in and out: beyond those that come out, what goes in is the condition's image."""
-    inside, outside = keys.count("in_channels"), keys.count("out_channels")
+    inside, outside = keys.size("in_channels"), keys.size("out_channels")
     table = {"in_channels": min(inside, outside), "out_channels": outside}
     return table | ({"image_channels": inside - outside} if inside > outside else {})
+
+
+def classes(keys: Keys) -> dict[str, Any]:
+    """A table of classes: vectors with one 1 are told, and their map has no bias."""
+    if keys["num_class_embeds"] is None:
+        return {}
+    return {"vector": keys.size("num_class_embeds"), "vector_bias": False}
 
 
 def written(s: Settings, *, name: str) -> dict[str, Any]:
