@@ -1,7 +1,7 @@
 """Models in one file, in the layouts they were published in, against diffusers' own conversion of the same tensors.
 
-The files are made of tiny random networks of diffusers, their names turned back by the rules below; that these rules are
-the published layouts is what diffusers' conversions say of them.
+The files are made of tiny random networks of diffusers, their names turned back by the rules below; that these rules
+are the published layouts is what diffusers' conversions say of them.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def open_clip(tensors: State) -> State:
         elif not re.search(r"\.[kv]_proj\.", name):
             found[name] = tensor
     return turned(found, [
-        (r"text_model\.encoder\.layers\.", "transformer.resblocks."), (r"layer_norm1", "ln_1"), (r"layer_norm2", "ln_2"),
+        (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
+        (r"layer_norm1", "ln_1"), (r"layer_norm2", "ln_2"),
         (r"\.self_attn\.", ".attn."), (r"mlp\.fc1", "mlp.c_fc"), (r"mlp\.fc2", "mlp.c_proj"),
         (r"text_model\.embeddings\.token_embedding", "token_embedding"), (r"text_model\.final_layer_norm", "ln_final"),
         (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
@@ -220,6 +221,16 @@ def test_autoencoder(prefix: str, tmp_path: Path) -> None:
     assert not found.unread and "taken as that of sd1" in found.notes[0]
 
 
+def test_what_a_training_saved(tmp_path: Path) -> None:
+    """A .ckpt is read as the same tensors in safetensors are."""
+    network = UNet2DConditionModel(**UNET)
+    wanted = state(network)
+    file = prefixed("model.diffusion_model.", ldm_unet(wanted, 2, {0, 2}))
+    torch.save({"epoch": 1, "state_dict": file, "callbacks": {}}, tmp_path / "a.ckpt")  # noqa: TID251
+    found = read_single(tmp_path / "a.ckpt", family="sd1", configs={"unet": plain(network.config)})
+    same(found.part("unet").tensors, wanted)
+
+
 def test_clip(tmp_path: Path) -> None:
     wanted = clip_state(CLIPTextModel)
     for cut in ("", "text_model."):  # early files leave out the first
@@ -277,7 +288,8 @@ def test_mmdit(dual: tuple[int, ...], tmp_path: Path) -> None:
         (r"\.ff\.net\.0\.proj", ".x_block.mlp.fc1"), (r"\.ff\.net\.2", ".x_block.mlp.fc2"),
         (r"\.ff_context\.net\.0\.proj", ".context_block.mlp.fc1"), (r"\.ff_context\.net\.2", ".context_block.mlp.fc2"),
         (r"\.(attn2?)\.to_out\.0", r".x_block.\1.proj"), (r"\.attn\.to_add_out", ".context_block.attn.proj"),
-        (r"\.(attn2?)\.norm_([qk])", r".x_block.\1.ln_\2"), (r"\.attn\.norm_added_([qk])", r".context_block.attn.ln_\1"),
+        (r"\.(attn2?)\.norm_([qk])", r".x_block.\1.ln_\2"),
+        (r"\.attn\.norm_added_([qk])", r".context_block.attn.ln_\1"),
         (r"^pos_embed\.proj", "x_embedder.proj"), (r"^pos_embed\.pos_embed", "pos_embed"),
         (r"^time_text_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
         (r"^time_text_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
@@ -408,7 +420,9 @@ def test_full_size_unets_are_recognised(family: Any, channels: int) -> None:
     assert recognise(shapes) == (family, [])
     inner = {name: tuple(tensor.shape) for name, tensor in there.items()}
     layout = dict(original.unet(inner, config))
-    assert {name: inner[str(place)] for name, place in layout.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
+    assert {name: inner[str(place)] for name, place in layout.items()} == {
+        n: tuple(t.shape) for n, t in tensors.items()
+    }
 
 
 def tiny_unet(path: Path, width: int = 12, channels: int = 4, **more: Tensor) -> Path:
@@ -441,11 +455,11 @@ def test_inpainting_and_what_is_not_read(tmp_path: Path) -> None:
     for channels, said in ((8, "InstructPix2Pix"), (5, "depth-to-image"), (7, "upscaler")):
         with pytest.raises(StorageError, match=said):
             read_single(tiny_unet(tmp_path / "a.safetensors", 768, channels))
-    with pytest.raises(StorageError, match="a UNet that attends to"):
+    with pytest.raises(StorageError, match=r"a UNet that attends to"):
         read_single(tiny_unet(tmp_path / "a.safetensors", 99))
-    with pytest.raises(RecipeError, match="the family is 'sd9'"):
+    with pytest.raises(RecipeError, match=r"the family is 'sd9'"):
         read_single(tmp_path / "a.safetensors", family="sd9")  # type: ignore[arg-type]
-    with pytest.raises(StorageError, match="holds nothing of a model of the family flux"):
+    with pytest.raises(StorageError, match=r"holds nothing of a model of the family flux"):
         read_single(tiny_unet(tmp_path / "a.safetensors"), family="flux")
 
 
@@ -463,5 +477,5 @@ def test_inpainting_and_what_is_not_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_whole_model_is_named(name: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=f"a.safetensors is {said}"):
+    with pytest.raises(StorageError, match=rf"a.safetensors is {said}"):
         read_single(written(tmp_path / "a.safetensors", {name: torch.ones(2)}))

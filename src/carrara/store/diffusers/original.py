@@ -1,6 +1,6 @@
 """Where each tensor of diffusers' layout is in the layouts that models were published in (LDM, SGM, MMDiT, FLUX).
 
-    Layout = {name in diffusers: place there}      a place: a name, some rows of a fused tensor, its two halves exchanged, ...
+    Layout = {name in diffusers: place there}      a place: a name, rows of a fused tensor, swapped halves, ...
 
 Each function takes the shapes of one network's tensors by their name there, without the prefix that the network has in
 its file, and yields what it understands; what it does not is left over and listed by the caller.
@@ -115,7 +115,9 @@ class Original:
                 case Turned():
                     return tensor.T.contiguous()
         except (ValueError, IndexError, RuntimeError):
-            raise StorageError(f"{self.title}: {place.name} has the shape {tuple(tensor.shape)}, which is no {name}'s") from None
+            raise StorageError(
+                f"{self.title}: {place.name} has the shape {tuple(tensor.shape)}, which is no {name}'s"
+            ) from None
         return tensor.reshape(tensor.shape[:2])
 
 

@@ -1,10 +1,10 @@
 """A whole model in one file, as Stable Diffusion, SDXL, SD3 and FLUX were published: read as a pipeline of diffusers.
 
     names and shapes -> which family -> the configurations that its models were published with (published.json)
-                     -> where each tensor of diffusers' layout is in the file (original.py), its numbers read when asked for
+                     -> where each tensor of diffusers' layout is in the file (original.py), read when it is asked for
 
-What the weights cannot tell is decided by an option, else by what is usual, and noted. Every tensor of the file is used,
-known to be of no use (schedules' tables, averaged copies), or listed as unread.
+What the weights cannot tell is decided by an option, else by what is usual, and noted. Every tensor of the file is
+used, known to be of no use (schedules' tables, averaged copies), or listed as unread.
 """
 
 from __future__ import annotations
@@ -88,13 +88,16 @@ def read_single(
     for name, (prefixes, function) in _PLACES[found].items():
         network = _network(shapes, prefixes, name, found)
         if network is not None:
-            kind = ["diffusers", "ControlNetModel", {}] if name == "controlnet" else None
-            library, kind_of, config = kind or published["parts"][told["parts"][name]]
+            library, kind_of, config = published["parts"][told["parts"]["unet" if name == "controlnet" else name]]
             if name == "controlnet":
-                config = _of_control(published["parts"][told["parts"]["unet"]][2])
+                kind_of, config = "ControlNetModel", _of_control(config)
             config = _fitting(name, found, dict((configs or {}).get(name, config)), network.shapes, configs)
             layout = _layout(network, function, config, kind_of)
-            used |= {place if isinstance(place, str) else place.name for place in layout.values() if not isinstance(place, Unit)}
+            used |= {
+                place if isinstance(place, str) else place.name
+                for place in layout.values()
+                if not isinstance(place, Unit)
+            }
             if library == "diffusers":
                 config["_class_name"] = kind_of
             parts[name] = ForeignPart(library, kind_of, config, Original(source, layout))
@@ -132,7 +135,9 @@ def recognise(shapes: Shapes, *, title: str = "the file") -> tuple[Family, list[
     for name, shape in shapes.items():
         if name.endswith("attn2.to_k.weight") and re.search(r"\b(in|out)put_blocks\.|\bmiddle_block\.", name):
             if len(shape) != 2 or shape[1] not in _WIDTHS:
-                raise StorageError(f"{title} is a UNet that attends to {shape[-1:]}, and those that are read to {[*_WIDTHS]}")
+                raise StorageError(
+                    f"{title} is a UNet that attends to {shape[-1:]}, and those that are read to {[*_WIDTHS]}"
+                )
             return _WIDTHS[shape[1]], []
     latent = next((shape for name, shape in shapes.items() if name.endswith("decoder.conv_in.weight")), ())
     if len(latent) == 4 and latent[1] in (4, 16):
@@ -159,7 +164,7 @@ def _network(shapes: Shapes, prefixes: tuple[str, ...], part: str, family: Famil
     """The tensors of a part; None where the file has none of it."""
     markers = {
         "unet": "input_blocks.0.0.weight", "controlnet": "input_hint_block.0.weight", "vae": "decoder.conv_in.weight",
-        "transformer": "joint_blocks.0.x_block.attn.qkv.weight" if family == "sd3" else "double_blocks.0.img_attn.qkv.weight",
+        "transformer": f"{'joint_blocks.0.x_block.' if family == 'sd3' else 'double_blocks.0.img_'}attn.qkv.weight",
     }  # fmt: skip
     for prefix in prefixes:
         if prefix + markers[part] in shapes if part in markers else any(name.startswith(prefix) for name in shapes):
@@ -195,7 +200,9 @@ def _fitting(
     if part in ("unet", "controlnet"):
         config["in_channels"] = channels = shapes["input_blocks.0.0.weight"][1]
         if channels in _CHANNELS:
-            raise StorageError(f"the file is {_CHANNELS[channels]} (its UNet reads {channels} channels), which is not read")
+            raise StorageError(
+                f"the file is {_CHANNELS[channels]} (its UNet reads {channels} channels), which is not read"
+            )
     elif part == "transformer" and family == "flux":
         config |= {
             "in_channels": shapes["img_in.weight"][1],
@@ -206,7 +213,9 @@ def _fitting(
         }
     elif part == "transformer":
         width = shapes["x_embedder.proj.weight"][0]
-        layers = [i for i in range(_count(shapes, "joint_blocks")) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes]
+        layers = [
+            i for i in range(_count(shapes, "joint_blocks")) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes
+        ]
         config |= {
             "num_layers": _count(shapes, "joint_blocks"),
             "num_attention_heads": width // config["attention_head_dim"],
@@ -232,10 +241,10 @@ def _beside(parts: dict[str, ForeignPart], names: Mapping[str, str], published: 
     """Adds what has no weights: tokenizers of the text encoders that are there, the scheduler of the denoiser."""
     for name, part in names.items():
         of = name.replace("tokenizer", "text_encoder") if name.startswith("tokenizer") else "unet"
-        if name not in parts and (name == "scheduler" or name.startswith("tokenizer")):
-            if of in parts or (name == "scheduler" and "transformer" in parts):
-                library, kind, config = published[part]
-                parts[name] = ForeignPart(library, kind, dict(config))
+        wanted = of in parts or "transformer" in parts if name == "scheduler" else of in parts
+        if wanted and (name == "scheduler" or name.startswith("tokenizer")):
+            library, kind, config = published[part]
+            parts[name] = ForeignPart(library, kind, dict(config))
 
 
 def _scheduled(
