@@ -234,7 +234,7 @@ def test_a_config_that_does_not_fit(change: dict[str, Any], says: str, tmp_path:
 def test_only_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "dinov2", "image_size": 28}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(StorageError, match="a pickle that torch.save did not write"):
+    with pytest.raises(StorageError, match=r"a pickle that torch.save did not write"):
         find_extractor(str(tmp_path))
 
 

@@ -32,7 +32,8 @@ def pipeline() -> StableDiffusionPipeline:
             CLIPTextConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                            vocab_size=32, max_position_embeddings=9, bos_token_id=0, eos_token_id=1)
         ),
-        tokenizer=None, scheduler=PNDMScheduler(steps_offset=1, skip_prk_steps=True), safety_checker=None, feature_extractor=None,
+        scheduler=PNDMScheduler(steps_offset=1, skip_prk_steps=True),
+        tokenizer=None, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
 
@@ -71,7 +72,7 @@ def test_what_diffusers_wrote_is_read(pipeline: StableDiffusionPipeline, folder:
     assert found.part("scheduler").tensors is None
     assert (found.part("text_encoder").library, found.part("text_encoder").kind) == ("transformers", "CLIPTextModel")
     same(found, pipeline)
-    with pytest.raises(StorageError, match="has no tokenizer; it has scheduler, text_encoder, unet, vae"):
+    with pytest.raises(StorageError, match=r"has no tokenizer; it has scheduler, text_encoder, unet, vae"):
         found.part("tokenizer")
 
 
@@ -178,11 +179,13 @@ def test_a_class_that_is_unknown_is_only_a_name(folder: Path) -> None:
     assert "unet is a system, and its own config says 'UNet2DConditionModel'" in found.notes
 
 
-@pytest.mark.parametrize("name", ["unet/config.json", "unet", "vae/diffusion_pytorch_model.safetensors", "model_index.json"])
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "unet", "vae/diffusion_pytorch_model.safetensors", "model_index.json"]
+)
 def test_links_stay_inside(name: str, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / name, tmp_path / "outside")
     os.symlink(tmp_path / "outside", folder / name)
-    with pytest.raises(StorageError, match="a link to what lies outside"):
+    with pytest.raises(StorageError, match=r"a link to what lies outside"):
         read_pipeline(folder)
 
 
@@ -197,14 +200,14 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     empty = ForeignPipeline("memory", "Pipe", {})
-    with pytest.raises(StorageError, match="exists and is no pipeline's folder"):
+    with pytest.raises(StorageError, match=r"exists and is no pipeline's folder"):
         write_pipeline(tmp_path / "mine", empty)
     for bad in ("..", "a/b"):
-        with pytest.raises(RecipeError, match="cannot be the name of a component"):
+        with pytest.raises(RecipeError, match=r"cannot be the name of a component"):
             write_pipeline(tmp_path / "out", ForeignPipeline("memory", "Pipe", {bad: ForeignPart("a", "B", {})}))
-    with pytest.raises(RecipeError, match="the variant is 'a/b'"):
+    with pytest.raises(RecipeError, match=r"the variant is 'a/b'"):
         write_pipeline(tmp_path / "out", empty, variant="a/b")
     part = ForeignPart("transformers", "CLIPTokenizer", {"a": 1}, files={"../x": b"x"})
-    with pytest.raises(CarraraError, match="cannot be the name of a file"):
+    with pytest.raises(CarraraError, match=r"cannot be the name of a file"):
         write_pipeline(tmp_path / "out", ForeignPipeline("memory", "Pipe", {"tokenizer": part}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]

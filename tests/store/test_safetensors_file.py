@@ -37,7 +37,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
     for name, tensor in wanted.items():
         assert found.read(name).dtype == tensor.dtype and found.shape(name) == tensor.shape
         assert torch.equal(found.read(name).reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
-    with pytest.raises(StorageError, match="has no tensor other"):
+    with pytest.raises(StorageError, match=r"has no tensor other"):
         found.read("other")
 
 
@@ -85,7 +85,7 @@ def test_further_names_of_a_tensor(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said(head: Any, size: int, said: str, tmp_path: Path) -> None:
     path = written(tmp_path / "a.safetensors", head, size)
-    with pytest.raises(StorageError, match=f"a.safetensors is not a readable safetensors file: .*{said}") as caught:
+    with pytest.raises(StorageError, match=rf"a.safetensors is not a readable safetensors file: .*{said}") as caught:
         SafetensorsFile(path)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
@@ -117,7 +117,7 @@ def test_a_giant_head_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("aliases", ['{"b": "c"}', '{"a": "a"}', "[]", "{", '{"b": 1}'])
 def test_broken_further_names(aliases: str, tmp_path: Path) -> None:
     head = {"__metadata__": {"carrara.aliases": aliases}, "a": entry(0, 1)}
-    with pytest.raises(StorageError, match="broken metadata"):
+    with pytest.raises(StorageError, match=r"broken metadata"):
         SafetensorsFile(written(tmp_path / "a.safetensors", head, 1))
 
 

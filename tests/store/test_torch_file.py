@@ -121,7 +121,7 @@ def test_nothing_is_called(where: str, new: bool, tmp_path: Path) -> None:
     mark = tmp_path / "called"
     state: Any = {"a": torch.zeros(2), "b": _Calls(mark)}
     state = {_Calls(mark): torch.zeros(2)} if where == "key" else _Calls(mark) if where == "whole" else state
-    with pytest.raises(StorageError, match="a.pth is not a state dict .* no state dict needs"):
+    with pytest.raises(StorageError, match=r"a.pth is not a state dict .* no state dict needs"):
         _ = TorchFile(written(tmp_path / "a.pth", state, new)).names
     assert not mark.exists()
 
@@ -130,7 +130,7 @@ def test_the_first_pickles_are_read_with_the_same_care(tmp_path: Path) -> None:
     mark = tmp_path / "called"
     path = tmp_path / "a.pth"
     path.write_bytes(pickle.dumps(_Calls(mark), protocol=2))
-    with pytest.raises(StorageError, match="a pickle that torch.save did not write"):
+    with pytest.raises(StorageError, match=r"a pickle that torch.save did not write"):
         _ = TorchFile(path).names
     assert not mark.exists()
 

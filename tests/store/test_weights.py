@@ -59,7 +59,7 @@ def test_a_pickle_of_another_suffix(tmp_path: Path) -> None:
     torch.save(TENSORS, tmp_path / "model.safetensors")  # noqa: TID251
     same(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(print))
-    with pytest.raises(StorageError, match="a pickle that torch.save did not write"):
+    with pytest.raises(StorageError, match=r"a pickle that torch.save did not write"):
         _ = find_weights(tmp_path).read("a")
 
 
@@ -86,18 +86,31 @@ def test_variants(tmp_path: Path) -> None:
     assert list(find_weights(tmp_path, variant="fp16").names) == ["a"]
     whole(tmp_path / "model.ema.safetensors")
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(StorageError, match="several variants of model.safetensors: ema, fp16; say which"):
+    with pytest.raises(StorageError, match=r"several variants of model.safetensors: ema, fp16; say which"):
         find_weights(tmp_path)
-    with pytest.raises(StorageError, match="no variant 'bf16', and several variants"):
+    with pytest.raises(StorageError, match=r"no variant 'bf16', and several variants"):
         find_weights(tmp_path, variant="bf16")
 
 
 def test_none(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="has no model.safetensors and no diffusion_pytorch_model.safetensors"):
+    with pytest.raises(StorageError, match=r"has no model.safetensors and no diffusion_pytorch_model.safetensors"):
         find_weights(tmp_path)
 
 
-NAMES = ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "c:x", "a\0b", "a\nb", 3, None]
+NAMES = [
+    "../secret.safetensors",
+    "/etc/passwd",
+    "a/b.safetensors",
+    "..",
+    ".",
+    "",
+    "a\\b",
+    "c:x",
+    "a\0b",
+    "a\nb",
+    3,
+    None,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,33 +120,35 @@ def test_shards_are_plain_file_names(name: Any, tmp_path: Path) -> None:
     inside.mkdir()
     indexed(inside, {"a": name})
     assert not plain_name(name)
-    with pytest.raises(StorageError, match="as a shard, which is no plain file name"):
+    with pytest.raises(StorageError, match=r"as a shard, which is no plain file name"):
         find_weights(inside)
 
 
 @pytest.mark.parametrize("told", [[], {}, "x", None, 3])
 def test_an_index_of_nothing(told: Any, tmp_path: Path) -> None:
     indexed(tmp_path, told)
-    with pytest.raises(StorageError, match="does not say which file holds which tensor"):
+    with pytest.raises(StorageError, match=r"does not say which file holds which tensor"):
         find_weights(tmp_path)
 
 
 def test_an_index_and_its_shards_agree(tmp_path: Path) -> None:
     told = sharded(tmp_path)
     indexed(tmp_path, {**told, "c": told["a"]})
-    with pytest.raises(StorageError, match="c is listed for the shard model-00001-of-00002.safetensors, and .* not hold"):
+    with pytest.raises(
+        StorageError, match=r"c is listed for the shard model-00001-of-00002.safetensors, and .* not hold"
+    ):
         find_weights(tmp_path)
     indexed(tmp_path, {"a": told["a"]})
     same_shard = {"a": told["a"], "b": told["a"]}
     indexed(tmp_path, same_shard)
-    with pytest.raises(StorageError, match="b is listed for the shard"):
+    with pytest.raises(StorageError, match=r"b is listed for the shard"):
         find_weights(tmp_path)
     whole(tmp_path / told["a"])
     indexed(tmp_path, {"a": told["a"]})
-    with pytest.raises(StorageError, match="b is in the shard .* and model.safetensors.index.json does not list it"):
+    with pytest.raises(StorageError, match=r"b is in the shard .* and model.safetensors.index.json does not list it"):
         find_weights(tmp_path)
     (tmp_path / told["a"]).unlink()
-    with pytest.raises(StorageError, match="is missing"):
+    with pytest.raises(StorageError, match=r"is missing"):
         find_weights(tmp_path)
 
 
@@ -142,7 +157,7 @@ def test_links_stay_inside(tmp_path: Path) -> None:
     outside.mkdir(), inside.mkdir()
     whole(outside / "x.safetensors")
     os.symlink(outside / "x.safetensors", inside / "model.safetensors")
-    with pytest.raises(StorageError, match="a link to what lies outside"):
+    with pytest.raises(StorageError, match=r"a link to what lies outside"):
         find_weights(inside)
     same(inside, root=tmp_path)
     (inside / "model.safetensors").unlink()
@@ -162,7 +177,7 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None:
     (snapshot / "model.safetensors").unlink()
     whole(model / "other")
     os.symlink("../../../other", snapshot / "model.safetensors")
-    with pytest.raises(StorageError, match="a link to what lies outside"):
+    with pytest.raises(StorageError, match=r"a link to what lies outside"):
         find_weights(snapshot)
 
 

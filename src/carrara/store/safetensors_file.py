@@ -1,6 +1,6 @@
 """A safetensors file of anybody's: its head is checked before anything is read, its tensors are read one by one.
 
-    8 bytes: the length of the head     head: JSON {name: {"dtype", "shape", "data_offsets"}, "__metadata__"}     numbers
+    8 bytes: the length of the head    the head: JSON {name: {"dtype", "shape", "data_offsets"}, ...}    the numbers
 
 The head is whole, no name is there twice, every tensor has exactly the bytes that its type and shape take, and together
 they are the rest of the file: no gap, no overlap, nothing behind. The numbers are mapped into memory, not copied.

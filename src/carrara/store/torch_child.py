@@ -1,4 +1,4 @@
-"""A state dict that torch.save wrote, rewritten as safetensors by a process of its own; run as a script, see torch_file.py.
+"""A state dict that torch.save wrote, rewritten as safetensors; a script, for a process of its own (torch_file.py).
 
     before 1.6                                            since: a zip archive, nothing compressed
     magic number, protocol, system: three small pickles   NAME/data.pkl      a pickle: the state dict
@@ -7,12 +7,12 @@
     for each key: 8 bytes of count, the numbers
 
 A pickle is a program for a stack machine that can call anything. Here its instructions are only listed
-(`pickletools.genops`), and the few that a state dict is made of are carried out on plain dicts, lists and tuples: a name
-of code stays a name, and only "an OrderedDict", "a tensor" and "a parameter" are understood. Everything else is refused.
+(`pickletools.genops`), and the few that a state dict is made of are carried out on plain dicts, lists and tuples: a
+name of code stays a name, and only "an OrderedDict", "a tensor" and "a parameter" are understood. All else is refused.
 
 The process limits its own memory, time and files, and from then on an audit hook refuses all that Python can tell of:
-opening, importing, running, connecting. It needs the standard library alone, so that it starts in a few hundredths of a
-second, and says what is wrong in one line on its standard output.
+opening, importing, running, connecting. It needs the standard library alone, so that it starts in a few hundredths of
+a second, and says what is wrong in one line on its standard output.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import os
 import pickletools
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,7 +35,7 @@ __all__ = ["convert", "main"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_INSTRUCTIONS = 1_000_000  # of one pickle; that of a large model has 60,000
+_INSTRUCTIONS = 500_000  # of one pickle; that of a large model has 60,000
 _PICKLE = 32 << 20  # bytes of one
 _MEMBERS = 100_000  # of a zip archive
 _HEADROOM = 512 << 20  # bytes of memory beside the file's own
@@ -189,7 +190,7 @@ def _zipped(data: mmap.mmap) -> tuple[dict[str, _View], _Rows]:
     roots = [name.removesuffix("data.pkl") for name in files if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise ValueError("it has no data.pkl: it is another archive than torch.save makes")
-    root = roots[0]
+    root, numbers = roots[0], memoryview(data)
     if any(name.startswith(root + "code/") or name == root + "constants.pkl" for name in files):
         raise ValueError("it is a TorchScript archive, which is code; save its state dict")
 
@@ -203,6 +204,8 @@ def _zipped(data: mmap.mmap) -> tuple[dict[str, _View], _Rows]:
         at += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         if at + member.file_size > len(data):
             raise ValueError("it is cut off")
+        if member.CRC and zlib.crc32(numbers[at : at + member.file_size]) != member.CRC:  # 0: torch.save left it out
+            raise ValueError(f"its member {name[:60]!r} is damaged: its checksum is not the one it was written with")
         return at, member.file_size
 
     if root + "byteorder" in files:
@@ -306,7 +309,7 @@ def _pieces(view: _View, row: memoryview) -> Iterator[memoryview | bytes]:
         else:
             merged.append((n, stride))
     inner, step = merged.pop() if merged else (1, 1)
-    whole = row.cast({1: "B", 2: "H", 4: "I", 8: "Q"}[size])
+    whole = _as_numbers(row, size)
     for place in itertools.product(*(range(0, n * stride, stride) if stride else (0,) * n for n, stride in merged)):
         at = view.offset + sum(place)
         if step == 1:
@@ -315,6 +318,17 @@ def _pieces(view: _View, row: memoryview) -> Iterator[memoryview | bytes]:
             yield row[at * size : (at + 1) * size].tobytes() * inner
         else:
             yield whole[at : at + (inner - 1) * step + 1 : step].tobytes()
+
+
+def _as_numbers(row: memoryview, size: int) -> memoryview:
+    match size:
+        case 2:
+            return row.cast("H")
+        case 4:
+            return row.cast("I")
+        case 8:
+            return row.cast("Q")
+    return row
 
 
 # --- the stack machine ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The weights of a component's folder: one file, or shards with an index, of one variant, in either library's names.
 
-    model.safetensors                                 of transformers;  diffusion_pytorch_model.safetensors  of diffusers
+    model.safetensors                                 of transformers
+    diffusion_pytorch_model.safetensors               of diffusers
     model.fp16.safetensors                            a variant
     model.safetensors.index.json                      which shard holds which tensor
     model.safetensors.index.fp16.json                 ... of a variant; earlier model.fp16.safetensors.index.json, or
@@ -176,12 +177,10 @@ def _shards(folder: Path, index: Path, root: Path, variant: str | None) -> Weigh
     told = read_json(index).get("weight_map")
     if not isinstance(told, dict) or not told:
         raise StorageError(f"{index} does not say which file holds which tensor")
-    files: dict[str, TensorFile] = {}
-    for name in dict.fromkeys(told.values()) if all(isinstance(name, str) for name in told.values()) else (None,):
+    for name in told.values():
         if not plain_name(name):
             raise StorageError(f"{index} names {ascii(name)[:80]} as a shard, which is no plain file name")
-        if name not in files:
-            files[name] = open_tensors(contained(folder / name, root))
+    files = {name: open_tensors(contained(folder / name, root)) for name in dict.fromkeys(told.values())}
     for name, file in files.items():
         listed = {tensor for tensor, shard in told.items() if shard == name}
         if wrong := sorted(listed ^ set(file.names)):

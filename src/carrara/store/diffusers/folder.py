@@ -4,8 +4,8 @@
     NAME/config.json       scheduler_config.json, tokenizer_config.json, preprocessor_config.json: by the class
     NAME/*.safetensors     the weights, see store/weights.py
 
-Nothing that stands in these files is imported, looked up as code or fetched. Names are plain, no file lies outside of the
-folder, and what is there beside and not understood is listed.
+Nothing that stands in these files is imported, looked up as code or fetched. Names are plain, no file lies outside of
+the folder, and what is there beside and not understood is listed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_pipeline(folder: Path, *, variant: str | None = None) -> ForeignPipelin
     """
     index = read_json(contained(folder / INDEX, folder))
     kind = index.get("_class_name")
-    if not _identifier(kind):
+    if not isinstance(kind, str) or not _identifier(kind):
         raise StorageError(f"{folder / INDEX} names {_short(kind)} as its class, which is no name of one")
     parts, absent, options, notes = {}, [], {}, []
     for name, told in index.items():
@@ -155,7 +155,7 @@ def write_pipeline(
             raise RecipeError(f"{name!r} cannot be the name of a component")
     index: dict[str, Any] = {**pipeline.options, "_class_name": pipeline.kind}
     index |= {name: [part.library, part.kind] for name, part in pipeline.parts.items()}
-    index |= dict.fromkeys(pipeline.absent, [None, None])
+    index |= {name: [None, None] for name in pipeline.absent}
     with storage_errors(f"cannot write {folder}"), new_directory(folder) as place:
         for name, part in pipeline.parts.items():
             (place / name).mkdir()
@@ -186,9 +186,7 @@ def _config_name(kind: str) -> str:
     return "preprocessor_config.json" if _WITHOUT_WEIGHTS.fullmatch(kind) else "config.json"
 
 
-def _write_weights(
-    folder: Path, stem: str, source: TensorSource, variant: str | None, shard_bytes: int | None
-) -> None:
+def _write_weights(folder: Path, stem: str, source: TensorSource, variant: str | None, shard_bytes: int | None) -> None:
     middle = f".{variant}" if variant else ""
     shards: list[dict[str, int]] = [{}]
     for name in source.names:
