@@ -27,18 +27,19 @@ def unigram_tokenizer(data: bytes, *, sentinels: int = 100) -> bytes:
 
     pieces: list[tuple[str, float]] = []
     special: list[str] = []
-    unknown, model, table = 0, _UNIGRAM, b""
+    trainer: dict[int, int | bytes] = {}
+    table = b""
     for number, value in _fields(data):
         if number == 1:
             text, score, kind = _piece(_bytes(value))
             pieces.append((text, score))
             special += [text] if kind in (_UNKNOWN, _CONTROL) else []
         elif number == 2:
-            for inner, said in _fields(_bytes(value)):
-                model, unknown = (said if inner == 3 else model), (said if inner == 40 else unknown)
+            trainer = dict(_fields(_bytes(value)))
         elif number == 3:
             table = next((_bytes(said) for inner, said in _fields(_bytes(value)) if inner == 2), b"")
-    if model != _UNIGRAM:
+    unknown = trainer.get(40, 0)
+    if trainer.get(3, _UNIGRAM) != _UNIGRAM:
         raise ValueError("its model is no unigram, which is what T5 has")
     extra = [f"<extra_id_{number}>" for number in range(sentinels - 1, -1, -1)]
     pieces += [(text, 0.0) for text in extra]
