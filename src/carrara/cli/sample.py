@@ -15,8 +15,8 @@ import typer
 
 from carrara.cli.folders import require_writable
 from carrara.cli.inputs import Begun, Files, follow_settings, read_inputs
+from carrara.cli.said import FORMAT_VERSION, PARAMETERS, RECORD, Said, a1111_sampler, read_said
 from carrara.cli.sampling import (
-    Candidates,
     Guidance,
     SamplerName,
     Steps,
@@ -26,6 +26,7 @@ from carrara.cli.sampling import (
     Truncation,
     decoding_settings,
     editing_settings,
+    guidance_scale,
     sampling_settings,
 )
 from carrara.cli.voice import Counter, Voice, duration
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from carrara.decoder import Decoding
     from carrara.diffusion.generator import SamplingSettings
     from carrara.system import Frame, System
+    from carrara.text import Reading
     from carrara.types import Step
 
 __all__ = ["sample"]
@@ -73,13 +75,16 @@ class _Asked:
     begun: Begun
     candidates: int
     decoding: Decoding | None
+    reading: Reading | None
 
 
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to show.")] = None,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the first picture; the next ones count on.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of the first picture, usually 0; the next ones count on.")
+    ] = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of each prompt.")] = 1,
     steps: Steps = None,
     sampler: SamplerName = None,
@@ -88,8 +93,14 @@ def sample(
     top_k: TopK = None,
     top_p: TopP = None,
     truncation: Truncation = None,
-    candidates: Candidates = 1,
+    candidates: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Draws of each picture; the one that fits its prompt best is kept."),
+    ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to lead away from.")] = None,
+    clip_skip: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Layers of CLIP that the prompt's tokens do not go through.")
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels, such as 64x96.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to begin from.")] = None,
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help="Where it may change: white; black stays.")] = None,
@@ -100,7 +111,12 @@ def sample(
         list[str] | None, typer.Option("--input", metavar="NAME=FILE", help="What the model is told beside the prompt.")
     ] = None,
     computed: Annotated[
-        list[str] | None, typer.Option("--from", metavar="NAME=FILE", help="The same, computed from a picture.")
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="[NAME=]FILE",
+            help="The same, computed from a picture; or FILE's own prompt and settings.",
+        ),
     ] = None,
     follow: Annotated[
         list[str] | None, typer.Option(metavar="NAME=X", help="How much an input counts; 1 is off.")
@@ -127,7 +143,8 @@ def sample(
     """Make pictures with a model.
 
     With the same settings, a picture depends on its prompt and its seed alone. Nothing in the folder is overwritten:
-    numbers count on from those that are there. With --image, each picture begins from that one.
+    numbers count on from those that are there. With --image, each picture begins from that one. With --from PICTURE,
+    what is not said is taken from what that picture says of itself.
     """
     from carrara.diffusion.generator import DiffusionGenerator
     from carrara.store import load
@@ -138,13 +155,13 @@ def sample(
         raise RecipeError(f"--guidance is {guidance}; give a finite number, such as 2.5")
     shape = _size(size)
     require_writable(out)
-    said = [*(prompts or ()), *_read_prompts(prompts_file)]
+    words = [*(prompts or ()), *_read_prompts(prompts_file)]
+    said, computed = _told_by(computed or ())
     where = choose_device(device)
     system = load(model, controls=controls or ())
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
-    wanted = _wanted(system, model, said, count, seed, out)
-    asked = {
+    asked: dict[str, Any] = {
         "steps": steps,
         "sampler": sampler,
         "guidance": guidance,
@@ -153,8 +170,25 @@ def sample(
         "top_p": top_p,
         "truncation": truncation,
     }
-    settings = sampling_settings(system, asked, negative, voice)
-    begun = read_inputs(system, Files(image, mask, inputs or (), computed or ()), shape, voice)
+    own = None
+    fingerprints = _fingerprints(system) if metadata or said is not None else {}
+    if said is not None:
+        beside = {"seed": seed, "negative": negative, "size": shape, "candidates": candidates}
+        told = said.with_given({"prompt": words[0] if words else None, **asked, **beside}, voice)
+        own = said.settings_of(system, voice)
+        if said.settings is None and isinstance(system.generator, DiffusionGenerator):
+            asked = {name: told[name] for name in asked}
+        seed, negative, shape, candidates = (told[name] for name in beside)
+        shape = None if shape == tuple(system.decoder.pictures.shape[-2:]) else shape
+        words = words or ([told["prompt"]] if told["prompt"] else [])
+        said.tell(fingerprints, voice)
+        clip_skip = _further(said, system) if clip_skip is None else clip_skip
+    candidates = candidates or 1
+    wanted = _wanted(system, model, words, count, seed or 0, out)
+    settings = sampling_settings(system, asked, negative, voice, own)
+    begun = read_inputs(system, Files(image, mask, inputs or (), computed), shape, voice)
+    if own is not None and "image" not in begun.inputs and hasattr(settings, "editing"):
+        settings = dataclasses.replace(settings, editing=system.generator.settings.editing)  # type: ignore[attr-defined]
     if strength is not None and "image" in begun.inputs and "image" not in system.edits(begun.inputs):
         raise RecipeError("--strength has no effect: this model was trained to make what a mask covers; leave it out")
     settings = editing_settings(settings, strength, begun.inputs, voice)
@@ -165,7 +199,9 @@ def sample(
     if trace and not isinstance(system.generator, DiffusionGenerator):
         raise RecipeError("--trace shows noise that comes off, and this generator is no diffusion model; leave it out")
     decoding = decoding_settings(system, augmentation, tile, voice)
-    job = _Job(system, settings, _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding))
+    reading = _reading(system, clip_skip)
+    asking = _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding, reading)
+    job = _Job(system, settings, asking, fingerprints)
     batch = max(1, batch // candidates)
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
@@ -196,6 +232,33 @@ def sample(
         voice.say(f"{sheet}")
     number = f"{len(job.made)} picture{'s' if len(job.made) > 1 else ''}"
     voice.say(f"{number} in {duration(seconds)} ({len(job.made) / max(seconds, 1e-9):.3g} a second) on {where}.")
+
+
+def _told_by(words: Sequence[str]) -> tuple[Said | None, list[str]]:
+    """What the picture of `--from PICTURE` says of itself, and the words that are NAME=FILE."""
+    pictures = [word for word in words if "=" not in word or Path(word).is_file()]
+    if len(pictures) > 1:
+        raise RecipeError(f"--from {pictures[0]} and --from {pictures[1]}: settings are those of one picture; give one")
+    said = read_said(Path(pictures[0])) if pictures else None
+    return said, [word for word in words if word not in pictures]
+
+
+def _further(said: Said, system: System) -> int | None:
+    """How many layers are skipped for a picture like that, beside those that this text encoder always skips."""
+    if said.skipped is None or not getattr(system.text, "skips", 0):
+        return None
+    further = max(0, said.skipped - int(getattr(system.text, "skipped", 0)))
+    return further or None
+
+
+def _reading(system: System, skip: int | None) -> Reading | None:
+    from carrara.text import Reading
+
+    if not skip:
+        return None
+    if skip > (most := getattr(system.text, "skips", 0)):
+        raise RecipeError(f"--clip-skip {skip}: of this model's text encoder {most} layers can be skipped")
+    return Reading(skip=skip)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -286,7 +349,7 @@ def _guided(settings: SamplingSettings) -> bool:
 class _Job:
     """The pictures of one command, made batch by batch."""
 
-    def __init__(self, system: System, settings: Any, asked: _Asked) -> None:
+    def __init__(self, system: System, settings: Any, asked: _Asked, fingerprints: dict[str, str]) -> None:
         from carrara.config import describe
         from carrara.store import kinds
 
@@ -303,8 +366,11 @@ class _Job:
             self.described["candidates"] = asked.candidates
         if asked.decoding is not None:
             self.described["decoding"] = describe(asked.decoding, kinds())
+        if asked.reading is not None:
+            self.described["reading"] = describe(asked.reading, kinds())
         self.described |= asked.begun.files
-        self.facts = {"model": asked.model.resolve().name, **_versions(), "components": _fingerprints(system)}
+        self.brief = self._brief()
+        self.facts: dict[str, Any] = {"model": asked.model.resolve().name, **_versions(), "components": fingerprints}
         self.made: list[dict[str, Any]] = []
         self.traced: list[Path] = []
         self._shown: list[Tensor] = []
@@ -333,6 +399,7 @@ class _Job:
             settings=self.settings,
             candidates=self.asked.candidates,
             decoding=self.asked.decoding,
+            reading=self.asked.reading,
         )
         try:
             yield from frames
@@ -355,14 +422,53 @@ class _Job:
             ) from error
         ending = ".png" if pixels.shape[-1] <= 4 else ".tiff"
         for picture, one in zip(wanted, pixels, strict=True):
-            facts = {"prompt": picture.prompt, "seed": picture.seed, "settings": self.described, **self.facts}
-            chunk = {"carrara": json.dumps(facts, ensure_ascii=False)} if self.asked.metadata else None
+            text = self._texts(picture, one.shape[:2]) if self.asked.metadata else None
             path = self.asked.out / (picture.stem + ending)
-            write_picture(path, one, chunk)
+            write_picture(path, one, text)
             self.made.append({**dataclasses.asdict(picture), "path": path})
         room = max(0, _SHEET - sum(map(len, self._shown)))
         if room:
             self._shown.append(frame.images[:room].detach().float().cpu())
+
+    def _brief(self) -> dict[str, Any]:
+        """The settings that other programs know, too."""
+        brief: dict[str, Any] = {}
+        if "sampler" in self.described and hasattr(self.settings, "guidance"):
+            guidance = guidance_scale(self.settings.guidance)
+            brief = {"steps": self.strides, "sampler": self.described["sampler"]["kind"], "guidance": guidance}
+        if self.asked.reading is not None:
+            brief["skipped"] = self.asked.reading.skip + int(getattr(self.system.text, "skipped", 0))
+        return brief
+
+    def _texts(self, picture: _Wanted, size: Sequence[int]) -> dict[str, str]:
+        """What is written into a picture: A1111's parameters, which other programs read, and our own record."""
+        from carrara.data.parameters import Parameters, write_parameters
+
+        negative, brief = self.asked.negative or "", self.brief
+        pairs: dict[str, Any] = {}
+        if "steps" in brief:
+            sampler = a1111_sampler(brief["sampler"])
+            pairs = {"Steps": brief["steps"], "Sampler": sampler, "CFG scale": f"{brief['guidance']:g}"}
+        pairs |= {"Seed": picture.seed, "Size": f"{size[1]}x{size[0]}"}
+        pairs |= {"Model hash": self.facts["components"]["generator"], "Model": self.facts["model"]}
+        if "skipped" in brief:
+            pairs["Clip skip"] = brief["skipped"] + 1
+        pairs["Version"] = f"carrara {self.facts['carrara']}"
+        written = {name: str(value) for name, value in pairs.items()}
+        record = {
+            "format_version": FORMAT_VERSION,
+            "prompt": picture.prompt,
+            "negative": negative,
+            "seed": picture.seed,
+            "size": [int(side) for side in size],
+            **brief,
+            "settings": self.described,
+            **self.facts,
+        }
+        return {
+            PARAMETERS: write_parameters(Parameters(picture.prompt, negative, written)),
+            RECORD: json.dumps(record, ensure_ascii=False),
+        }
 
     def _write_traces(self, wanted: Sequence[_Wanted], steps: Sequence[Step]) -> None:
         """A strip for each picture: x_t above what was believed, from noise to data, and their times as JSON."""
@@ -411,7 +517,7 @@ class _Job:
         return path
 
 
-def _fingerprints(system: System) -> dict[str, Any]:
+def _fingerprints(system: System) -> dict[str, str]:
     from carrara.fingerprint import fingerprint
 
     parts: dict[str, Any] = {"text": system.text, "generator": system.generator, "decoder": system.decoder}

@@ -29,6 +29,7 @@ __all__ = [
     "Truncation",
     "decoding_settings",
     "editing_settings",
+    "guidance_scale",
     "sampling_settings",
     "with_steps",
 ]
@@ -51,18 +52,20 @@ Candidates = Annotated[
 ]
 
 
-def sampling_settings(system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice) -> Any:
+def sampling_settings(
+    system: System, asked: Mapping[str, Any], negative: str | None, voice: Voice, own: Any = None
+) -> Any:
     """The generator's own settings with what was asked for put in; None for a generator that has none.
 
     `asked` are the options' values by name, None for those that were not given; each is a field of the settings, but
-    for those of diffusion (`steps`, `sampler`, `guidance`), which change a part of one. RecipeError for an option that
-    the generator's family does not have.
+    for those of diffusion (`steps`, `sampler`, `guidance`), which change a part of one. `own` are other settings to put
+    them in. RecipeError for an option that the generator's family does not have.
     """
     from carrara.diffusion.generator import DiffusionGenerator
 
     given = {name: value for name, value in asked.items() if value is not None}
     generator: Any = system.generator
-    settings: Any = getattr(generator, "settings", None)
+    settings: Any = getattr(generator, "settings", None) if own is None else own
     diffusion = isinstance(generator, DiffusionGenerator)
     fields = [field.name for field in dataclasses.fields(settings)] if settings is not None else []
     known = list(_DIFFUSION) if diffusion else [name for name in fields if name in asked]
@@ -73,14 +76,14 @@ def sampling_settings(system: System, asked: Mapping[str, Any], negative: str | 
         voice.warn("--guidance has no effect: this model is told nothing, so there is nothing to guide by")
         del given["guidance"]
     if diffusion:
-        settings = _diffusion_settings(generator, given, voice)
+        settings = _diffusion_settings(generator, settings, given, voice)
         generator.times(settings)  # refuses a number of steps that the grid does not have
     elif given:
         try:
             settings = dataclasses.replace(settings, **given)
         except ValueError as error:
             raise RecipeError(_option(str(error), given)) from error
-    if negative and told and _scale(getattr(settings, "guidance", 1.0)) == 1:
+    if negative and told and guidance_scale(getattr(settings, "guidance", 1.0)) == 1:
         hint = "; add --guidance 2.5, say" if "guidance" in known else ", which this model does not have"
         voice.warn(f"--negative has no effect without guidance{hint}")
     return settings
@@ -95,8 +98,9 @@ def _told(system: System) -> bool:
     return not isinstance(system.text, Unconditional)
 
 
-def _diffusion_settings(generator: DiffusionGenerator, given: Mapping[str, Any], voice: Voice) -> SamplingSettings:
-    settings = generator.settings
+def _diffusion_settings(
+    generator: DiffusionGenerator, settings: SamplingSettings, given: Mapping[str, Any], voice: Voice
+) -> SamplingSettings:
     if "sampler" in given:
         settings = dataclasses.replace(settings, sampler=_sampler(given["sampler"], generator))
     if "steps" in given:
@@ -188,9 +192,10 @@ def _guided(guidance: Any, scale: float) -> Any:
     raise RecipeError(f"--guidance: this model is guided by {type(guidance).__name__}, which has no scale to set")
 
 
-def _scale(guidance: Any) -> float:
+def guidance_scale(guidance: Any) -> float:
+    """How much the prompt counts under a guidance; 1 for none."""
     if hasattr(guidance, "inner"):
-        return _scale(guidance.inner)
+        return guidance_scale(guidance.inner)
     return float(guidance if isinstance(guidance, int | float) else getattr(guidance, "scale", 1.0))
 
 

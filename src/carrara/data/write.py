@@ -19,7 +19,7 @@ _PNG_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 def write_picture(path: Path, pixels: np.ndarray, text: dict[str, str] | None = None) -> None:
     """Writes (H, W, C) uint8 or uint16 as .png (1 to 4 channels), .tif, .tiff or .npy.
 
-    `text` goes into a PNG's iTXt chunks, or as JSON into a TIFF's description; .npy has no place for it.
+    `text` goes into a PNG's text chunks, or as JSON into a TIFF's description; .npy has no place for it.
 
     Raises ValueError for an ending or channels that cannot be written, StorageError when the disk refuses.
     """
@@ -73,9 +73,13 @@ _SIGNATURE_AND_HEADER = 33  # bytes of a PNG before its other chunks
 
 
 def _with_text(data: bytes, text: dict[str, str]) -> bytes:
-    """A PNG with an iTXt chunk (keyword, uncompressed, no language, UTF-8) for each text, after its header."""
+    """A PNG with a chunk for each text, after its header: tEXt, or what is not Latin-1 iTXt (UTF-8, no language)."""
     chunks = b""
     for key, value in text.items():
-        body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode(errors="replace")
+        name, value = key.encode("latin-1"), value.replace("\0", " ")
+        try:
+            body = b"tEXt" + name + b"\0" + value.encode("latin-1")
+        except UnicodeEncodeError:
+            body = b"iTXt" + name + b"\0\0\0\0\0" + value.encode(errors="replace")
         chunks += (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
     return data[:_SIGNATURE_AND_HEADER] + chunks + data[_SIGNATURE_AND_HEADER:]

@@ -84,6 +84,11 @@ class Joined(Configured, nn.Module):
         """The most layers that a `Reading` may skip: of the parts that can, which all skip as many."""
         return min((part.skips for part in self._encoders if getattr(part, "skips", 0)), default=0)
 
+    @property
+    def skipped(self) -> int:
+        """How many layers the tokens never go through, of the first part that can skip any."""
+        return next((part.skipped for part in self._encoders if getattr(part, "skips", 0)), 0)
+
     def cuts(self, prompts: Sequence[str]) -> list[Cut]:
         """The prompts of which no part that gives tokens reads the end, with what is lost to all of them."""
         used = {part for group in self.tokens for part in group}

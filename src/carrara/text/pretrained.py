@@ -113,6 +113,12 @@ class PretrainedText(Configured, nn.Module):
         """The most layers that a `Reading` may skip; 0 for a network that has no such choice."""
         return int(getattr(self.network, "skips", 0))
 
+    @property
+    def skipped(self) -> int:
+        """How many layers the tokens never go through."""
+        config: Any = self.network.config
+        return int(config.get("skip", 0))
+
     def _fingerprint(self) -> str:
         """Of what decides the Condition; hashed again only where a tensor is another, or was written to."""
         tensors = [*self.network.parameters(), *self.network.buffers(), *([self.measured] if self.whiten else [])]

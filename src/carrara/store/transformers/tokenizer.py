@@ -3,6 +3,7 @@
     tokenizer.json              as it is
     vocab.json, merges.txt      CLIP's byte-level BPE (Radford et al. 2021)
     vocab.txt                   BERT's word pieces (Devlin et al. 2018)
+    spiece.model                T5's pieces (Kudo and Richardson 2018)
 
 Pipelines of several encoders keep them in folders of their own: text_encoder_2 beside tokenizer_2. The token that
 stands for padding is what special_tokens_map.json or tokenizer_config.json says, else what tokenizer.json does.
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from carrara.errors import StorageError
 from carrara.store.atomic import read_json, storage_errors
+from carrara.store.transformers.sentencepiece import unigram_tokenizer
 from carrara.types import Asset
 
 __all__ = ["find_pad", "find_tokenizer"]
@@ -24,6 +26,7 @@ _NAME = "tokenizer.json"
 _CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
 _BERT_MARKS = ("[CLS]", "[SEP]")
+_MOST = 64 << 20  # bytes of a spiece.model
 _PADS = (_CLIP_MARKS[1], "<pad>")  # CLIP's and T5's, where nothing is said
 
 
@@ -38,6 +41,8 @@ def find_tokenizer(folder: Path) -> Asset:
                 return Asset(_NAME, _clip(place))
             if (place / "vocab.txt").is_file():
                 return Asset(_NAME, _bert(place))
+            if (place / "spiece.model").is_file():
+                return Asset(_NAME, _t5(place))
     found = sorted(path.name for place in places for path in place.glob("*.model"))
     raise StorageError(
         f"{' and '.join(map(str, places))} {'have' if len(places) > 1 else 'has'} no {_NAME}"
@@ -106,6 +111,20 @@ def _clip(place: Path) -> bytes:
     tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     tokenizer.add_special_tokens(list(_CLIP_MARKS))
     return tokenizer.to_str(pretty=False).encode()
+
+
+def _t5(place: Path) -> bytes:
+    path = place / "spiece.model"
+    told = read_json(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    sentinels = told.get("extra_ids", 100)
+    if type(sentinels) is not int or not 0 <= sentinels <= 1000:
+        raise StorageError(f"{place / 'tokenizer_config.json'} says extra_ids = {sentinels!r}; expected 0 to 1000")
+    if (size := path.stat().st_size) > _MOST:
+        raise StorageError(f"{path} has {size:,} bytes; a tokenizer has {_MOST:,} at most")
+    try:
+        return unigram_tokenizer(path.read_bytes(), sentinels=sentinels)
+    except Exception as error:  # the library that makes it raises no class of its own
+        raise StorageError(f"{path} is no SentencePiece file that can be read: {error}") from error
 
 
 def _bert(place: Path) -> bytes:
