@@ -245,7 +245,7 @@ FAMILIES: dict[str, Callable[[Path], Any]] = {
 
 _KARRAS = {"use_karras_sigmas": True}
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "leading"}),  # others differ
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
@@ -347,16 +347,9 @@ def measured(case: Case, folder: Path) -> float:
 def _settings(case: Case, found: Any) -> Any:
     from carrara.diffusion import Editing, Rescale
 
-    generator = found.system.generator
-    guidance = found.family.guidance(generator.denoiser.network.config)
+    settings = found.settings(case.steps)
     if case.task == "rescaled":
-        guidance = Rescale(guidance, 0.7)
-    size: dict[str, Any] = {}
-    if found.scheduler.spacing.dynamic is not None:
-        size["tokens"] = generator.space.shape[1] * generator.space.shape[2] // 4
-    if case.family == "flux":
-        size["sigmas"] = tuple(1 - i / case.steps for i in range(case.steps))
-    settings = found.scheduler.settings(case.steps, guidance, **size)
+        settings = replace(settings, guidance=Rescale(settings.guidance, 0.7))
     return replace(settings, editing=Editing(_strength(case), resamplings=0))
 
 

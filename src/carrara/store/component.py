@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,7 +33,16 @@ from carrara.store.kinds import kinds
 from carrara.store.safetensors_io import load_tensors, save_tensors
 from carrara.system import System
 
-__all__ = ["Component", "ROLES", "assemble", "load", "load_component", "read_component", "save_component"]
+__all__ = [
+    "Component",
+    "ROLES",
+    "assemble",
+    "load",
+    "load_component",
+    "read_component",
+    "save_component",
+    "save_system",
+]
 
 ROLES = ("text", "generator", "decoder")
 _WORDS = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
@@ -227,25 +237,51 @@ def assemble(
     }
     system = _system(parts, controls)
     of_controls = {f"control-{load_component(path, 'control').condition.name}": (Path(path),) for path in controls}
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
-        raise StorageError(f"{folder} exists and is no model folder; choose another")
-    body: dict[str, Any] = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}}
-    if of_controls:
-        body["controls"] = list(of_controls)
+    body: dict[str, Any] = {"controls": list(of_controls)} if of_controls else {}
     times = {role: [_training_seconds(path) for path in paths] for role, paths in sources.items()}
     if spent := {role: round(sum(s for s in some if s), 1) for role, some in times.items() if None not in some}:
         body["training_seconds"] = spent
+    with _new_model(folder, body) as place:
+        for part, paths in {**sources, **of_controls}.items():
+            (place / part).mkdir()
+            if len(paths) > 1:
+                _save_chain(place / part, parts[part], paths)
+            else:
+                _copy(paths[0], place / part)
+    return system
+
+
+@contextmanager
+def _new_model(folder: Path, body: Mapping[str, Any]) -> Iterator[Path]:
+    """Where a model folder is made: there whole afterwards, with `body` in its model.json, or not at all."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MODEL).is_file())):
+        raise StorageError(f"{folder} exists and is no model folder; choose another")
+    body = {"format_version": _FORMAT_VERSION, **{role: role for role in ROLES}, **body}
     with storage_errors(f"{folder} cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_directory(folder) as place:
-            for part, paths in {**sources, **of_controls}.items():
-                (place / part).mkdir()
-                if len(paths) > 1:
-                    _save_chain(place / part, parts[part], paths)
-                else:
-                    _copy(paths[0], place / part)
+            yield place
             (place / _MODEL).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    return system
+
+
+def save_system(
+    folder: Path,
+    system: System,
+    *,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    cards: Mapping[str, str] | None = None,
+    beside: Callable[[Path], None] = lambda place: None,
+) -> None:
+    """Writes a system as a model folder, with the facts and the card of each part by its role.
+
+    `beside` writes whatever else belongs there. Raises NonFiniteError for weights that are not finite and StorageError
+    for a folder that is something else, or when the disk refuses.
+    """
+    with _new_model(folder, {}) as place:
+        for role in ROLES:
+            part = getattr(system, role)
+            save_component(place / role, role, part, facts=(facts or {}).get(role), card=(cards or {}).get(role))
+        beside(place)
 
 
 def _copy(source: Path, place: Path) -> None:

@@ -48,17 +48,19 @@ class Family:
     """What the pipelines of a family have in common.
 
     `network` is the component that denoises, `kinds` the classes of their pipelines, `text` reads the text encoders of
-    a folder for a network of this table. `numbers` are what the network is told of a z of which a cell has so many
-    pixels a side, `guidance` how its pipeline guides it, `steps` in how many it samples.
+    a folder for a network of this table, with further settings of theirs. `numbers` are what the network is told of a z
+    of which a cell has so many pixels a side, `guidance` how its pipeline guides it, `steps` in how many it samples;
+    `straight`: in equal strides before any shift.
     """
 
     name: str
     network: str
     kinds: tuple[str, ...]
-    text: Callable[[Path, ForeignPipeline, Table], Any]
+    text: Callable[[Path, ForeignPipeline, Table, Table], Any]
     steps: Callable[[Table], int]
     guidance: Callable[[Table], Guidance]
     numbers: Callable[[Table, int], tuple[Number, ...]] = lambda table, down: ()
+    straight: bool = False
 
 
 def _sizes(table: Table, down: int) -> tuple[Number, ...]:
@@ -97,7 +99,7 @@ FAMILIES: dict[str, Family] = {
             "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
             "StableDiffusionPipelineSafe", "LatentConsistencyModelPipeline",
         ),
-        lambda folder, pipeline, table: stable_diffusion_text(folder),
+        lambda folder, pipeline, table, told: stable_diffusion_text(folder, **told),
         lambda table: 50,
         _classifier_free(7.5),
     ),
@@ -105,8 +107,8 @@ FAMILIES: dict[str, Family] = {
         "sdxl",
         "unet",
         ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
-        lambda folder, pipeline, table: stable_diffusion_xl_text(
-            folder, zero_empty=bool(pipeline.options.get("force_zeros_for_empty_prompt", True))
+        lambda folder, pipeline, table, told: stable_diffusion_xl_text(
+            folder, zero_empty=bool(pipeline.options.get("force_zeros_for_empty_prompt", True)), **told
         ),
         lambda table: 50,
         _classifier_free(5.0),
@@ -116,7 +118,7 @@ FAMILIES: dict[str, Family] = {
         "sd3",
         "transformer",
         ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
-        lambda folder, pipeline, table: stable_diffusion_3_text(folder, width=table["context"]),
+        lambda folder, pipeline, table, told: stable_diffusion_3_text(folder, width=table["context"], **told),
         lambda table: 28,
         _classifier_free(7.0),
     ),
@@ -124,16 +126,19 @@ FAMILIES: dict[str, Family] = {
         "flux",
         "transformer",
         ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
-        lambda folder, pipeline, table: flux_text(folder, length=512 if table["guidance"] else 256),
+        lambda folder, pipeline, table, told: flux_text(folder, length=512 if table["guidance"] else 256, **told),
         lambda table: 28 if table["guidance"] else 4,
         lambda table: Plain(),
         lambda table, down: (Number("guidance", 3.5),) if table["guidance"] else (),
+        straight=True,
     ),
     "pixart": Family(
         "pixart",
         "transformer",
         ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-        lambda folder, pipeline, table: pixart_text(folder, length=300 if "Sigma" in pipeline.kind else 120),
+        lambda folder, pipeline, table, told: pixart_text(
+            folder, length=300 if "Sigma" in pipeline.kind else 120, **told
+        ),
         lambda table: 20,
         _classifier_free(4.5),
         _pixart_numbers,

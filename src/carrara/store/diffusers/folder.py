@@ -36,8 +36,8 @@ _FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 _FORMER_NAME = re.compile(rf"(.*\battentions\.\d+\.)({'|'.join(_FORMER)})(\.(?:weight|bias))")
 
 
-def read_pipeline(folder: Path, *, variant: str | None = None) -> ForeignPipeline:
-    """The pipeline of a folder; of its weights only the heads are read.
+def read_pipeline(folder: Path, *, variant: str | None = None, weights: bool = True) -> ForeignPipeline:
+    """The pipeline of a folder; of its weights only the heads are read, or without `weights` nothing.
 
     A component that has no weights of the `variant` gives those without one, which is noted. Raises StorageError for a
     folder that is damaged, or names what is no plain name.
@@ -54,7 +54,7 @@ def read_pipeline(folder: Path, *, variant: str | None = None) -> ForeignPipelin
         elif told == [None, None]:
             absent.append(name)
         else:
-            part = parts[name] = _part(folder, name, told, variant)
+            part = parts[name] = _part(folder, name, told, variant, weights)
             if (said := part.config.get("_class_name", part.kind)) != part.kind:
                 notes.append(f"{name} is a {part.kind}, and its own config says {_short(said)}")
             if (got := part.variant) != variant and part.tensors is not None:
@@ -65,7 +65,13 @@ def read_pipeline(folder: Path, *, variant: str | None = None) -> ForeignPipelin
 
 
 def read_part(
-    folder: Path, library: str, kind: str, *, variant: str | None = None, root: Path | None = None
+    folder: Path,
+    library: str,
+    kind: str,
+    *,
+    variant: str | None = None,
+    root: Path | None = None,
+    weights: bool = True,
 ) -> ForeignPart:
     """One component's folder; no file of it lies outside of `root`, or of the folder. Raises StorageError."""
     root = root or folder
@@ -78,10 +84,10 @@ def read_part(
         raise StorageError(f"{folder} has no config.json")
     tensors: TensorSource | None = None
     got = None
-    if not _WITHOUT_WEIGHTS.fullmatch(kind):
-        weights = find_weights(folder, variant=variant, root=root)
-        tensors = Renamed(weights, _present) if library == "diffusers" else weights
-        got = weights.variant
+    if weights and not _WITHOUT_WEIGHTS.fullmatch(kind):
+        files_of = find_weights(folder, variant=variant, root=root)
+        tensors = Renamed(files_of, _present) if library == "diffusers" else files_of
+        got = files_of.variant
     files: dict[str, Path | bytes] = {
         name: contained(folder / name, root)
         for name in names
@@ -91,7 +97,7 @@ def read_part(
     return ForeignPart(library, kind, config, tensors, files, got)
 
 
-def _part(folder: Path, name: str, told: list[Any], variant: str | None) -> ForeignPart:
+def _part(folder: Path, name: str, told: list[Any], variant: str | None, weights: bool) -> ForeignPart:
     where = folder / INDEX
     if not plain_name(name):
         raise StorageError(f"{where} names {_short(name)} as a component, which is no plain name")
@@ -99,7 +105,7 @@ def _part(folder: Path, name: str, told: list[Any], variant: str | None) -> Fore
     if not _identifier(kind) or not isinstance(library, str) or not all(map(_identifier, library.split("."))):
         raise StorageError(f"{where} names {_short(told)} as its {name}, which is no library and class")
     contained(folder / name, folder)
-    return read_part(folder / name, library, kind, variant=variant, root=folder)
+    return read_part(folder / name, library, kind, variant=variant, root=folder, weights=weights)
 
 
 def _present(name: str) -> str:

@@ -8,6 +8,7 @@ bert, camembert, distilbert, mpnet, roberta, xlm-roberta    BERT and its kin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from carrara.errors import RecipeError, StorageError
@@ -15,7 +16,7 @@ from carrara.store.transformers import keys
 from carrara.store.transformers.sentences import pooling_of
 from carrara.store.transformers.source import PretrainedSource
 from carrara.store.transformers.weights import Positions, Source
-from carrara.store.weights import WeightFiles
+from carrara.store.weights import TensorFile
 
 __all__ = ["Architecture", "architecture"]
 
@@ -37,7 +38,7 @@ class Architecture(NamedTuple):
     tensors: dict[str, Source]
 
 
-def architecture(config: _Config, source: PretrainedSource, files: WeightFiles) -> Architecture:
+def architecture(config: _Config, source: PretrainedSource, files: TensorFile) -> Architecture:
     """What the config.json of these files means; RecipeError for another model, or a setting that it does not have."""
     family = str(config.get("model_type"))
     if family in ("clip", "clip_text_model"):
@@ -52,7 +53,7 @@ def architecture(config: _Config, source: PretrainedSource, files: WeightFiles) 
     return (_t5 if family in _T5 else _bert)(config, family, source, files)
 
 
-def _clip(config: _Config, source: PretrainedSource, files: WeightFiles) -> Architecture:
+def _clip(config: _Config, source: PretrainedSource, files: TensorFile) -> Architecture:
     depth = config.get("num_hidden_layers", 12)
     tensors, prefix = _named(files, keys.CLIP, depth, "embeddings.token_embedding.weight")
     tensors["positions"] = Positions(f"{prefix}{keys.CLIP['positions']}")
@@ -71,12 +72,12 @@ def _clip(config: _Config, source: PretrainedSource, files: WeightFiles) -> Arch
     }
     if (projection := "text_projection.weight") in files.names:
         tensors["projection.weight"] = projection
-        network["pooled"] = len(files.read(projection))
+        network["pooled"] = files.shape(projection)[0]
     return Architecture(network, tensors)
 
 
-def _t5(config: _Config, family: str, source: PretrainedSource, files: WeightFiles) -> Architecture:
-    pooling, unit = pooling_of(files.title, source)
+def _t5(config: _Config, family: str, source: PretrainedSource, files: TensorFile) -> Architecture:
+    pooling, unit = pooling_of(Path(files.title), source)
     if pooling != "mean":
         raise RecipeError(f'pooling is "{pooling}", and T5 has no first token that stands for the whole; give "mean"')
     depth = config.get("num_layers", 6)
@@ -111,7 +112,7 @@ def _t5(config: _Config, family: str, source: PretrainedSource, files: WeightFil
     return Architecture(network, tensors)
 
 
-def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightFiles) -> Architecture:
+def _bert(config: _Config, family: str, source: PretrainedSource, files: TensorFile) -> Architecture:
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         raise RecipeError("config.json asks for relative positions or a decoder; only BERT's own encoders are read")
     if family == "distilbert":
@@ -129,7 +130,7 @@ def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightF
     first = 2 if family == "mpnet" else (config.get("pad_token_id") or 1) + 1 if family in _ROBERTA else 0
     types = f"{prefix}embeddings.token_type_embeddings.weight"
     tensors["positions"] = Positions(f"{prefix}{table['positions']}", first, types if types in files.names else None)
-    pooling, unit = pooling_of(files.title, source)
+    pooling, unit = pooling_of(Path(files.title), source)
     network = {
         "kind": "bert",
         "vocabulary": config.get("vocab_size", 30522),
@@ -145,7 +146,7 @@ def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightF
     return Architecture(network, tensors)
 
 
-def _named(files: WeightFiles, table: keys.Table, layers: int, anchor: str) -> tuple[dict[str, Source], str]:
+def _named(files: TensorFile, table: keys.Table, layers: int, anchor: str) -> tuple[dict[str, Source], str]:
     """The table with the names that these files use, and what stands before each of them."""
     for prefix in keys.PREFIXES:
         if prefix + anchor in files.names:

@@ -36,6 +36,7 @@ class PretrainedSource:
     length: tokens that are read of a prompt, marks included; None is 77, or what the encoder can read at most.
     skip, normed: of CLIP alone, see `CLIPTextTower`. pooling, unit: of the others; None is what the folder says.
     whiten: what a generator reads is whitened over the captions. precision: that the weights are kept in.
+    variant: of the files of weights, such as "fp16"; where there is none of it, what is there.
     license: as SPDX writes it, where the folder does not say it. convention: what prompts mean to the generator; its
     `pad`, where it is left out, is what the tokenizer's folder says.
     """
@@ -48,6 +49,7 @@ class PretrainedSource:
     unit: bool | None = None
     whiten: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    variant: str | None = None
     license: str | None = None
     convention: Convention = _OURS
 

@@ -38,7 +38,7 @@ def read_text(source: PretrainedSource) -> PretrainedText:
     if not (folder / "config.json").is_file():
         raise StorageError(f"{folder} has no config.json: it is no model in the layout of transformers")
     config = read_json(folder / "config.json")
-    files = find_weights(folder)
+    files = find_weights(folder, variant=source.variant)
     try:
         table, tensors = architecture(config, source, files)
         with torch.device("meta"):  # every weight is replaced
