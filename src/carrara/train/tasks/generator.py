@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from carrara.conditions import Input
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder, Pixels
-from carrara.errors import RecipeError, StorageError
+from carrara.errors import CarraraError, RecipeError, StorageError
 from carrara.rng import Rng, permutation
 from carrara.run import finish
 from carrara.store import load_component, save_component
@@ -143,7 +143,10 @@ def _trained(folder: str, role: str) -> Any:
         recipe = path.with_name(f"{path.name}.toml")
         train = f"train it first: carrara train {recipe}" if recipe.is_file() else "name the folder of a trained one"
         raise StorageError(f"task.{role}: {folder} is not a trained part; {train}")
-    return load_component(path, role)
+    try:
+        return load_component(path, role)
+    except CarraraError as error:
+        raise type(error)(f"task.{role}: {error}") from error
 
 
 def condition_widths(text: TextEncoder) -> dict[str, int]:
