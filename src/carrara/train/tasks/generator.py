@@ -49,6 +49,11 @@ class TaughtRecipe(TaskRecipe):
     part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
     prompts: tuple[str, ...] = ()  # of the sample grid; none: captions of the data
 
+    def __post_init__(self) -> None:
+        for name in ("drop", "part"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; expected a share of rows in [0, 1]")
+
     @property
     def parts(self) -> str:
         """What the recipe names that is trained already, for people."""
@@ -69,6 +74,7 @@ class GeneratorRecipe(TaughtRecipe):
     decoder: str = "pixels"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_text(self.text)
 
     @property
