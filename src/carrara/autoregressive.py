@@ -138,8 +138,8 @@ class AutoregressiveGenerator(Configured, nn.Module):
             step = self._step(z, n + 1) if (n + 1) % columns == 0 else None
         if not finite:  # asked once, since an accelerator has to be waited for
             raise NonFiniteError(
-                "the logits of the tokens are not finite; give guidance nearer to 1, or make the weights again if it is "
-                "1 already"
+                "the logits of the tokens are not finite; give guidance nearer to 1, or where it is 1 already, the "
+                "weights that were trained"
             )
         yield Round((), step)
         return z.view(-1, rows, columns)

@@ -55,7 +55,7 @@ def assemble(
             own = generator / "text"
             if folder is None or not (own / "component.json").is_file() or "text encoder" not in str(error):
                 raise
-            raise RecipeError(f"{error}, which is {own}: leave --text out") from error
+            raise RecipeError(f"{error}; that is in {own}, so leave --text out") from error
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     voice.say(f"{out} is a whole model ({mebibytes(total)}).")
     example = getattr(system.text, "names", () if isinstance(system.text, Unconditional) else ("a prompt",))[:1]

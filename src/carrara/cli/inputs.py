@@ -163,7 +163,9 @@ def _edited(system: System, image: Path | None, mask: Path | None, size: tuple[i
     read = {name for one in system.conditions for name in one.needs}
     for name in ("image", *(("mask",) if mask else ())):
         if name not in (*getattr(system.generator, "inputs", ()), *read):
-            raise RecipeError(f"--{name} is for models that can begin from a picture, and this generator cannot; leave it out")
+            raise RecipeError(
+                f"--{name} is for models that can begin from a picture, and this generator cannot; leave it out"
+            )
     from carrara.data.formats import Unreadable
     from carrara.data.preparation import prepare
     from carrara.data.settings import DataSettings

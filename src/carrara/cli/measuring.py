@@ -106,6 +106,9 @@ class Ruler:
         from carrara.data.cache import default_cache
         from carrara.evaluate.yardstick import Yardstick
 
+        for model in models:
+            if untold := ", ".join(one.name for one in model.system.conditions):
+                voice.warn(f"{model.name} is measured under prompts alone, without {untold}, which it can go without")
         size = min((model.size for model in models), key=lambda size: size[0] * size[1])
         pictures = self._pictures(models[0], size, voice)
         return Yardstick(
