@@ -49,7 +49,8 @@ class PromptTokenizer:
     """Prompts to ids (B, length) and their mask, as the tokenizer in `asset` splits them.
 
     `marks` are the names of the tokens before and after each prompt; None takes what the file itself puts there.
-    Raises ValueError for a file that is no tokenizer, and for a length that leaves no room between the marks.
+    Raises ValueError for a file that is no tokenizer, for a length that leaves no room between the marks, and for a
+    prompt that is no text.
     """
 
     def __init__(self, asset: Asset, length: int, *, marks: tuple[str, str] | None = None) -> None:
@@ -73,6 +74,11 @@ class PromptTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def _encodings(self, prompts: Sequence[str]) -> list[Any]:
+        for prompt in prompts:
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"the prompt {prompt!r} is no text: it has bytes that are not UTF-8") from None
         return list(self._tokenizer.encode_batch(list(prompts), add_special_tokens=False))
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
