@@ -88,7 +88,8 @@ def imported(
         "left over": sorted(there - set(needed) - set(ignored)),
     }
     found: dict[str, Tensor] = {}
-    shapes, broken = [], []
+    shapes: list[str] = []
+    broken: list[str] = []
     for ours, place in table.items():
         if not there.issuperset(names(place)):
             continue
