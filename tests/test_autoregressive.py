@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from carrara.autoregressive import AutoregressiveGenerator, AutoregressiveSettings, probabilities
+from carrara.errors import NonFiniteError
 from carrara.nn import CausalTransformer
 from carrara.rng import Rng
 from carrara.run import answer, finish
@@ -260,6 +261,22 @@ def test_no_temperature_makes_the_likeliest_picture_step_by_step() -> None:
     with torch.no_grad():
         assert torch.equal(model.network(greedy[:, :-1]).argmax(-1), greedy)
     assert torch.equal(greedy, draw(model, [5], settings=AutoregressiveSettings(top_k=1)).flatten(1))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-310])
+def test_a_temperature_near_zero_is_zero(temperature: float) -> None:
+    model = generator()
+    greedy = draw(model, [0, 1], settings=AutoregressiveSettings(temperature=0.0))
+    assert torch.equal(greedy, draw(model, [0, 1], settings=AutoregressiveSettings(temperature=temperature)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}])
+def test_logits_that_are_not_finite_are_said(settings: dict[str, float]) -> None:
+    model = generator()
+    with torch.no_grad():
+        next(iter(model.network.parameters())).fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="logits of the tokens are not finite"):
+        draw(model, [0], settings=AutoregressiveSettings(**settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

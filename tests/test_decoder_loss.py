@@ -61,6 +61,14 @@ def test_psnr_of_a_known_error() -> None:
     assert float(psnr(x, x + 0.2)) == pytest.approx(20.0, abs=1e-4)  # an error of a tenth of the range
 
 
+@pytest.mark.parametrize("loss", [PictureLoss, AutoencoderLoss])
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_weights_that_make_no_sense_are_refused(loss: type[PictureLoss | AutoencoderLoss], weight: float) -> None:
+    for name in ("l1", "l2", "edges", "charbonnier"):
+        with pytest.raises(ValueError, match=f"{name} = {weight}; expected 0"):
+            loss(**{name: weight})
+
+
 def test_each_part_of_the_loss() -> None:
     """A constant error has known parts, and its differences are none."""
     x = torch.zeros(2, 3, 8, 8)

@@ -48,6 +48,14 @@ def test_any_text_is_encoded_and_padding_is_masked(encoder: ContrastiveText) -> 
     assert mask.sum(1).min() >= 2
 
 
+def test_bytes_that_are_no_text_are_refused(encoder: ContrastiveText) -> None:
+    """What a shell hands over of a prompt that is not UTF-8."""
+    prompt = b"a \xff apple".decode(errors="surrogateescape")
+    for work in (encoder.cuts, encoder.tokenize, encoder.lengths):
+        with pytest.raises(ValueError, match=r"apple' is no text: it has bytes that are not UTF-8"):
+            work(["a red apple", prompt])
+
+
 def test_the_null_condition_is_the_empty_prompt_and_rows_do_not_depend_on_each_other(encoder: ContrastiveText) -> None:
     with torch.no_grad():
         together: Condition = finish(encoder.start(["red apple", "", "face with tears of joy"]))

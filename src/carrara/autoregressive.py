@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carrara.config import Configured, Role
+from carrara.errors import NonFiniteError
 from carrara.rng import Rng
 from carrara.types import Ask, Condition, Estimate, Round, Rounds, Space, Step
 
@@ -110,6 +111,7 @@ class AutoregressiveGenerator(Configured, nn.Module):
         """The tokens (B, h, w) of as many pictures as the rng has streams; one ask a token, a step a row of tokens.
 
         A step's x holds the tokens so far; its estimate repeats the last one in the places that are yet to come.
+        Raises NonFiniteError for logits that are not finite.
         """
         if tuple(shape) != self.space.shape:
             raise ValueError(
@@ -123,15 +125,22 @@ class AutoregressiveGenerator(Configured, nn.Module):
         device = next(self.network.parameters()).device
         draws = rng.fork("tokens").uniform((rows * columns,)).to(device)
         z = torch.zeros(len(rng), rows * columns, dtype=torch.int64, device=device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
         cache = self.network.cache()  # type: ignore[operator]
         step: Step | None = None
         for n in range(rows * columns):
             new = z[:, max(n - 1, 0) : n]
             ask = Ask(self.network, (torch.cat((new, new)) if guided else new, told), cache)
             ((logits,),) = yield Round((ask,), step)
-            p = probabilities(_guide(logits[:, -1].double(), chosen.guidance), chosen)
-            z[:, n] = _drawn(p, draws[:, n])
+            followed = _guide(logits[:, -1].double(), chosen.guidance)
+            finite &= followed.isfinite().all()
+            z[:, n] = _drawn(probabilities(followed, chosen), draws[:, n])
             step = self._step(z, n + 1) if (n + 1) % columns == 0 else None
+        if not finite:  # asked once, since an accelerator has to be waited for
+            raise NonFiniteError(
+                "the logits of the tokens are not finite; give guidance nearer to 1, or where it is 1 already, the "
+                "weights that were trained"
+            )
         yield Round((), step)
         return z.view(-1, rows, columns)
 
@@ -154,7 +163,7 @@ def probabilities(logits: Tensor, settings: AutoregressiveSettings) -> Tensor:
     """The distribution (B, K) that a token is drawn from, given its logits (B, K), guided already."""
     if settings.temperature == 0:
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
-    p = (logits / settings.temperature).softmax(1)
+    p = ((logits - logits.amax(1, keepdim=True)) / settings.temperature).softmax(1)  # no quotient above 0 overflows
     if settings.top_k == 0 and settings.top_p == 1:
         return p
     ordered, order = p.sort(dim=1, descending=True, stable=True)
@@ -174,4 +183,5 @@ def _drawn(p: Tensor, uniform: Tensor) -> Tensor:
     total = p.cumsum(1)
     # a little below 1, so that no rounding reaches the end, where tokens of probability 0 may be
     share = uniform.clamp(max=1 - 2**-50)[:, None] * total[:, -1:]
-    return torch.searchsorted(total, share, right=True)[:, 0]
+    found = torch.searchsorted(total, share, right=True)[:, 0]
+    return found.clamp(max=p.shape[1] - 1)  # not a number is beyond the end

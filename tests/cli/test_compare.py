@@ -68,6 +68,7 @@ def test_names_and_what_evaluate_has_made(desk: Path, project: Path) -> None:
         (["first/system"], 2, "two models or more"),
         (["first/system", "first/system"], 2, "two models are called first; name them"),
         (["a=first/system", "a=second/system"], 2, "two models are called a"),
+        (["..=first/system", "second/system"], 2, 'a model is called ".."; give names'),
         (["first/system", "nowhere"], 5, "nowhere does not exist"),
         (["..=first/system", "second/system"], 2, "names that can be folders"),
     ],

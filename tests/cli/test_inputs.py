@@ -187,6 +187,15 @@ def test_what_was_most_likely_meant_otherwise_is_said(told: Path, files: Path, t
     assert not done("sample", told, "--steps", 1, *right, "--out", tmp_path / "right").err
 
 
+def test_what_is_suggested_after_assembling_names_what_is_needed(told: Path, plain: Path, tmp_path: Path) -> None:
+    for model, needed in ((told, ["--input", "lines=FILE"]), (plain, [])):
+        parts = [word for role in ("text", "generator", "decoder") for word in (f"--{role}", model.parent / role)]
+        last = done("assemble", *parts, tmp_path / model.parent.name).out.splitlines()[-1]
+        words = last.split()
+        assert words[:3] == ["Next:", "carrara", "sample"]
+        assert (words[-2:] if "--input" in words else []) == needed
+
+
 def test_controls(plain: Path, control: Path, files: Path, tmp_path: Path) -> None:
     """Taken along for one command, or into the model folder; without a picture the generator is as it was."""
     bare = sample(plain, files, tmp_path / "bare", "cat")

@@ -99,7 +99,7 @@ def test_assemble_with_a_pretrained_encoder(project: Path, bert: Path, tmp_path:
         assert said.code in (2, 5) and says in " ".join(said.err.split()), said.err
         assert not (tmp_path / "system2").exists()
     said = run("assemble", "--generator", made, "--text", f"pretrained:{tmp_path / 'other'}", tmp_path / "system2")
-    assert f"which is {made / 'text'}: leave --text out" in " ".join(said.err.split())
+    assert f"that is in {made / 'text'}, so leave --text out" in " ".join(said.err.split())
 
 
 def test_recipes_that_name_no_encoder(project: Path, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from .conftest import done, run
 
@@ -71,6 +74,19 @@ def test_what_the_family_does_not_have(model: Path, tmp_path: Path, words: tuple
     said = run("sample", model, "a red circle", "--out", tmp_path, *words)
     assert said.code == 2 and str(words[0]) in said.err, said.err
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_pictures_that_are_not_finite_suggest_no_option_of_others(model: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(model, tmp_path / "model")
+    weights = copied / "generator" / "weights.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights)
+    component = json.loads((copied / "generator" / "component.json").read_text())
+    component["files"]["weights.safetensors"]["bytes"] = weights.stat().st_size
+    (copied / "generator" / "component.json").write_text(json.dumps(component))
+    said = run("sample", copied, "a red circle", "--out", tmp_path / "out")
+    assert said.code == 4
+    assert "not finite" in said.err and "try the model's own settings" in said.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_is_evaluated(model: Path, tmp_path: Path) -> None:

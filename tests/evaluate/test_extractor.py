@@ -241,12 +241,20 @@ def test_only_a_pickle(tmp_path: Path) -> None:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def contrastive() -> ContrastiveText:
+def contrastive(channels: int = 3) -> ContrastiveText:
     torch.manual_seed(0)
     text = TextTransformer(vocabulary=300, width=16, depth=1, heads=2, length=16, pooled=8)
-    picture = ImageEncoder(width=8, patch=4, widths=(16,), blocks=(1,))
+    picture = ImageEncoder(channels=channels, width=8, patch=4, widths=(16,), blocks=(1,))
     asset = train_tokenizer(["a red circle", "a blue square"], vocabulary=300)
     return ContrastiveText(asset, text, picture).eval().requires_grad_(False)
+
+
+def test_a_text_encoder_of_grey_pictures_sees_grey_ones() -> None:
+    module = contrastive(channels=1)
+    grey = pictures(3)[..., :1]
+    seen = torch.from_numpy(grey).permute(0, 3, 1, 2) / 127.5 - 1
+    found = contrastive_extractor(module).features(grey)
+    torch.testing.assert_close(found, module.picture_features(seen), rtol=1e-4, atol=1e-5)
 
 
 def test_our_text_encoder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,11 @@ def test_told_nothing(pictures: Pictures, tmp_path: Path) -> None:
     assert found.right is None
     assert found.varied_prompts == []
     assert facts["figures"]["diversity_pixels"] > 0
+    assert facts["missing"]["cmmd"] == "no --clip was given"
+    clip = replace(pixel_extractor(), read=lambda prompts: torch.zeros(len(prompts), 3072))
+    facts = measured(pictures, tmp_path / "clip", Known(pictures, noisy, told=False), clip=clip).facts
+    assert facts["figures"]["cmmd"] > 0  # of pictures alone
+    assert facts["missing"]["clip_score"] == "the model is told nothing"
 
 
 def test_larger_pictures_are_measured_at_the_size_of_the_data(pictures: Pictures, tmp_path: Path) -> None:

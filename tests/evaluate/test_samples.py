@@ -125,6 +125,11 @@ def test_samples_of_something_else(tmp_path: Path) -> None:
         made(tmp_path, Painter(), seed=8)
     with pytest.raises(RecipeError, match="another settings"):
         made(tmp_path, Painter(), settings={"steps": 3})
+    other = tmp_path / "other"
+    made(other, Painter(), settings={"scale": 3.0, "times": {"steps": 2, "kind": "uniform"}})
+    made(other, Painter(), settings={"times": {"kind": "uniform", "steps": 2}, "scale": 3.0})
+    with pytest.raises(RecipeError, match=r"samples of another settings\.times\.steps \(2 instead of 3\);"):
+        made(other, Painter(), settings={"times": {"kind": "uniform", "steps": 3}, "scale": 3.0})
     (tmp_path / "samples.json").write_text("{")
     with pytest.raises(StorageError, match="is damaged"):
         made(tmp_path, Painter())

@@ -58,6 +58,14 @@ def test_figures_and_their_intervals() -> None:
     assert found.missing == {"fails": "too few"}
 
 
+def test_shares_of_several_sets_are_one_share_of_all() -> None:
+    found = Figures()
+    found.share("none", [0.0, 0.0], 16)
+    found.share("some", [0.0, 0.25], 16)
+    assert found.values == {"none": 0, "some": 0.125}
+    assert found.intervals == {name: list(share_interval(found.values[name], 32)[1:]) for name in ("none", "some")}
+
+
 @pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0, 10, 0, 0.2775), (1, 10, 0.7225, 1)])
 def test_wilson(share: float, n: int, low: float, high: float) -> None:
     assert share_interval(share, n)[1:] == pytest.approx((low, high), abs=1e-4)

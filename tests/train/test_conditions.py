@@ -614,7 +614,8 @@ def test_a_control_resumes_and_refuses_another_generator(place: Path, frozen: Pa
     [
         ({"inputs": {}}, "task.inputs: 0 tables"),
         ({"inputs": {"edges": {"kind": "edges", "drop": 0.5}}}, "task.inputs.edges.drop: given 0.5"),
-        ({"model": "nowhere"}, "nowhere does not exist"),
+        ({"model": "nowhere"}, "task.model: nowhere does not exist"),
+        ({"drop": 2.0}, "drop = 2.0; expected a share of rows"),
     ],
 )
 def test_control_recipes_are_strict(place: Path, frozen: Path, more: dict[str, Any], says: str) -> None:

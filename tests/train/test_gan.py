@@ -217,6 +217,8 @@ def test_distances_are_measured_against_the_datas(pictures: Path, tmp_path: Path
 def test_wrong_recipes_are_refused(pictures: Path, tmp_path: Path) -> None:
     for task, said in (
         ({"least_diversity": 2.0}, "least_diversity = 2.0"),
+        ({"drop": -0.1}, "drop = -0.1; expected a share of rows"),
+        ({"part": 1.5}, "part = 1.5; expected a share of rows"),
         ({"loss": {"mismatch": -1.0}}, "mismatch = -1.0"),
         ({"network": {**NETWORK, "widths": [8, 8, 8]}}, "task.network: .*fewer widths"),
         ({"network": {**NETWORK, "size": 16}}, "task.network.size"),

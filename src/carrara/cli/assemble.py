@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from carrara.cli.folders import require_writable
 from carrara.cli.text import told_source, told_text
 from carrara.cli.voice import Voice, command, mebibytes
 from carrara.errors import RecipeError
+
+if TYPE_CHECKING:
+    from carrara.system import System
 
 __all__ = ["assemble"]
 
@@ -52,11 +55,19 @@ def assemble(
             own = generator / "text"
             if folder is None or not (own / "component.json").is_file() or "text encoder" not in str(error):
                 raise
-            raise RecipeError(f"{error}, which is {own}: leave --text out") from error
+            raise RecipeError(f"{error}; that is in {own}, so leave --text out") from error
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     voice.say(f"{out} is a whole model ({mebibytes(total)}).")
     example = getattr(system.text, "names", () if isinstance(system.text, Unconditional) else ("a prompt",))[:1]
-    voice.say("Next:  " + command("sample", out, *(example or ("--count", 4))))
+    voice.say("Next:  " + command("sample", out, *(example or ("--count", 4)), *_needed(system)))
+
+
+def _needed(system: System) -> list[str]:
+    """The options of `sample` that the model cannot go without."""
+    from carrara.cli.inputs import input_options
+    from carrara.conditions import missing
+
+    return [word for one in missing(system.conditions, ()) for word in input_options(one)]
 
 
 @contextlib.contextmanager

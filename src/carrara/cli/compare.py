@@ -109,8 +109,8 @@ def _open(given: Sequence[str], voice: Voice) -> list[Model]:
     names = [model.name for model in opened]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(f"two models are called {twice[0]}; name them, as in  first={given[0]} second={given[1]}")
-    if any("/" in name or name in ("", ".", "..") for name in names):
-        raise RecipeError(f"a model is called {names!r}; give names that can be folders")
+    if wrong := [name for name in names if "/" in name or name in ("", ".", "..")]:
+        raise RecipeError(f'a model is called "{wrong[0]}"; give names that can be folders')
     if len(sizes := sorted({model.size for model in opened})) > 1:
         said = " and ".join(f"{height} x {width}" for height, width in sizes)
         voice.warn(f"the models make pictures of {said} pixels; all are measured at the smallest size")

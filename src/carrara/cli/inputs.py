@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from carrara.conditions import Input
     from carrara.system import System
 
-__all__ = ["Begun", "Files", "follow_settings", "read_inputs"]
+__all__ = ["Begun", "Files", "follow_settings", "input_options", "read_inputs"]
 
 _EDITED = ("image", "mask")
 
@@ -106,6 +106,12 @@ def _following(guidance: Any, scales: Mapping[str, float]) -> Any:
     return Follow(guidance, scales)
 
 
+def input_options(one: Input) -> list[str]:
+    """The options, and placeholders of their files, by which a person gives an input."""
+    pairs = ([f"--{name}", "FILE"] if name in _EDITED else ["--input", f"{name}=FILE"] for name in one.needs)
+    return [word for pair in pairs for word in pair]
+
+
 def _pairs(option: str, words: Sequence[str], value: str) -> dict[str, str]:
     """What NAME=VALUE words say, by name."""
     found: dict[str, str] = {}
@@ -137,7 +143,7 @@ def _tell_missing(system: System, begun: Begun, voice: Voice) -> None:
     from carrara.conditions import missing
 
     for one in missing(system.conditions, begun.inputs):
-        ways = " ".join(f"--{name} FILE" if name in _EDITED else f"--input {name}=FILE" for name in one.needs)
+        ways = " ".join(input_options(one))
         computed = f", or --from {one.name}=FILE to compute it from a picture" if one.computable else ""
         raise RecipeError(f"this model needs {one.name}: give it {ways}{computed}")
     without = [one.name for one in system.conditions if not set(one.needs) <= set(begun.inputs)]
@@ -157,7 +163,9 @@ def _edited(system: System, image: Path | None, mask: Path | None, size: tuple[i
     read = {name for one in system.conditions for name in one.needs}
     for name in ("image", *(("mask",) if mask else ())):
         if name not in (*getattr(system.generator, "inputs", ()), *read):
-            raise RecipeError(f"--{name} is for models that can begin from a picture, and this generator cannot")
+            raise RecipeError(
+                f"--{name} is for models that can begin from a picture, and this generator cannot; leave it out"
+            )
     from carrara.data.formats import Unreadable
     from carrara.data.preparation import prepare
     from carrara.data.settings import DataSettings

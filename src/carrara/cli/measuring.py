@@ -104,18 +104,20 @@ class Ruler:
     def yardstick(self, models: Sequence[Model], device: Any, voice: Voice) -> Yardstick:
         """One for all these models, at the size of the smallest pictures. Raises as its parts do."""
         from carrara.data.cache import default_cache
-        from carrara.evaluate.extractor import find_extractor
         from carrara.evaluate.yardstick import Yardstick
 
+        for model in models:
+            if untold := ", ".join(one.name for one in model.system.conditions):
+                voice.warn(f"{model.name} is measured under prompts alone, without {untold}, which it can go without")
         size = min((model.size for model in models), key=lambda size: size[0] * size[1])
         pictures = self._pictures(models[0], size, voice)
         return Yardstick(
             pictures=pictures,
             reference=self.reference,
-            extractor=find_extractor(self.extractor, device),
+            extractor=_found("--extractor", self.extractor, device),
             cache=self.cache or default_cache(),
             judge=self._judge(models, device),
-            clip=find_extractor(self.clip, device) if self.clip else None,
+            clip=self._clip(device),
             count=self.count,
             repeats=self.repeats,
             each=self.each,
@@ -127,18 +129,37 @@ class Ruler:
     def _pictures(self, model: Model, size: tuple[int, int], voice: Voice) -> Pictures:
         return opened(model.data(self.data, size), self.cache, voice)
 
+    def _clip(self, device: Any) -> Extractor | None:
+        if not self.clip:
+            return None
+        found = _found("--clip", self.clip, device)
+        if found.read is None:
+            raise RecipeError(f"--clip {self.clip} is {found.name}, which reads no prompts; give the folder of a CLIP")
+        return found
+
     def _judge(self, models: Sequence[Model], device: Any) -> Extractor | None:
         """The one that was asked for, else that of the first model whose text encoder has learnt from pictures."""
-        from carrara.evaluate.extractor import contrastive_extractor, find_extractor
+        from carrara.evaluate.extractor import contrastive_extractor
         from carrara.text import ContrastiveText
 
         if self.judge is not None:
-            found = find_extractor(str(self.judge), device)
+            found = _found("--judge", str(self.judge), device)
             if found.read is None:
                 raise RecipeError(f"--judge {self.judge} reads no prompts; give a contrastive text encoder")
             return found
         own = next((m.system.text for m in models if isinstance(m.system.text, ContrastiveText)), None)
         return contrastive_extractor(own) if own is not None else None
+
+
+def _found(option: str, given: str, device: Any) -> Extractor:
+    """The extractor that an option names; what is wrong with it is told with the option."""
+    from carrara.errors import CarraraError
+    from carrara.evaluate.extractor import find_extractor
+
+    try:
+        return find_extractor(given, device)
+    except CarraraError as error:
+        raise type(error)(f"{option}: {error}") from error
 
 
 def opened(settings: DataSettings, cache: Path | None, voice: Voice) -> Pictures:

@@ -416,10 +416,9 @@ class _Job:
             pixels = frame.pixels()
         except NonFiniteError as error:
             seeds = f"seeds {wanted[0].seed} to {wanted[-1].seed}" if len(wanted) > 1 else f"seed {wanted[0].seed}"
-            raise NonFiniteError(
-                f"{error} ({seeds}), and nothing of this batch was written; try a lower --guidance, more --steps or "
-                "another --sampler"
-            ) from error
+            diffusion = hasattr(self.settings, "sampler")
+            other = "a lower --guidance, more --steps or another --sampler" if diffusion else "the model's own settings"
+            raise NonFiniteError(f"{error} ({seeds}), and nothing of this batch was written; try {other}") from error
         ending = ".png" if pixels.shape[-1] <= 4 else ".tiff"
         for picture, one in zip(wanted, pixels, strict=True):
             text = self._texts(picture, one.shape[:2]) if self.asked.metadata else None

@@ -63,7 +63,9 @@ def controlled(generator: object, controls: Sequence[Control]) -> DiffusionGener
     inputs = (*generator.conditions, *(control.condition for control in controls))
     names = [given.name for given in inputs]
     if twice := sorted({str(name) for name in names if names.count(name) > 1}):
-        raise RecipeError(f"two inputs are named {twice[0]}; a name is given once, so take one of the controls off")
+        raise RecipeError(
+            f"two inputs are named {twice[0]}; leave one of the controls out, or train it under another name"
+        )
     before = generator.denoiser
     denoiser = Denoiser(
         Controlled(before.network, {str(control.condition.name): control.network for control in controls}),

@@ -16,8 +16,9 @@ equation 7): by |grad of reconstruction| / |grad of adversarial|.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -52,6 +53,9 @@ class PictureLoss:
     edges: float = 0.0
     charbonnier: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_weights(self)
+
     def __call__(self, x: Tensor, decoded: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of each row (B,), and its parts' means."""
         return _weighed(self, _reconstruction(self, x, decoded))
@@ -72,11 +76,20 @@ class AutoencoderLoss:
     kl: float = 1e-6
     charbonnier: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_weights(self)
+
     def __call__(self, x: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of each row (B,), and its parts' means."""
         parts = _reconstruction(self, x, decoded)
         parts["kl"] = 0.5 * _mean(mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float())
         return _weighed(self, parts)
+
+
+def _check_weights(weights: PictureLoss | AutoencoderLoss) -> None:
+    for name, weight in asdict(weights).items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name} = {weight}; expected 0 (off) or more")
 
 
 def _reconstruction(weights: PictureLoss | AutoencoderLoss, x: Tensor, decoded: Tensor) -> dict[str, Tensor]:

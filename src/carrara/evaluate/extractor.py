@@ -200,7 +200,7 @@ def _of_component(folder: Path) -> Extractor:
 
 
 class _Seeing(nn.Module):
-    """The picture tower of a text encoder."""
+    """The picture tower of a text encoder; one of grey pictures sees the mean of colours."""
 
     def __init__(self, text: ContrastiveText) -> None:
         super().__init__()
@@ -208,7 +208,8 @@ class _Seeing(nn.Module):
         self._of = [text]  # not a part of this module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._of[0].picture_features(x)
+        grey = getattr(self.picture, "channels", x.shape[1]) == 1
+        return self._of[0].picture_features(x.mean(1, keepdim=True) if grey else x)
 
 
 def contrastive_extractor(text: ContrastiveText) -> Extractor:

@@ -37,8 +37,9 @@ class Figures:
             self.intervals[name] = [found.low, found.high]
 
     def share(self, name: str, values: Sequence[float], n: int) -> None:
-        """Adds shares of n cases each."""
-        self.add(name, values, share_interval(values[0], n))
+        """Adds shares of n cases each: their mean, with the interval of a share of all cases."""
+        self.values[name] = mean = math.fsum(values) / len(values)
+        self.intervals[name] = list(share_interval(mean, n * len(values))[1:])
 
     def attempt(self, name: str, work: Callable[[], float | Sequence[float]]) -> None:
         """Adds what `work` finds, or the reason why it finds nothing."""

@@ -155,6 +155,7 @@ class _Work:
 
     def _prompts(self) -> list[bool] | None:
         """Fidelity by the pictures themselves and by those who see; whether each sample of the first set is right."""
+        self._clipped()
         if not any(one.prompt for one in self.sets[0].asked):
             for name in ("prompt_fidelity_top1", "prompt_fidelity_top1_contrastive", "retrieval_top1", "clip_score"):
                 self.found.missing[name] = "the model is told nothing"
@@ -173,10 +174,6 @@ class _Work:
             self.found.missing |= {"prompt_fidelity_top1_contrastive": why, "retrieval_top1": why}
         else:
             self._judged(judge, known)
-        if (clip := self.yard.clip) is None:
-            self.found.missing |= {"clip_score": "no --clip was given", "cmmd": "no --clip was given"}
-        else:
-            self._clipped(clip)
         return found[0][1]
 
     def _sets(self, features: Sequence[Tensor]) -> Iterator[tuple[Tensor, Series]]:
@@ -198,13 +195,17 @@ class _Work:
             shares = [_retrieved(read, one, series, k) for one, series in self._sets(made)]
             self.found.share(f"retrieval_top{k}", shares, len(set(self.sets[0].prompts) - {""}))
 
-    def _clipped(self, clip: Extractor) -> None:
+    def _clipped(self) -> None:
+        if (clip := self.yard.clip) is None:
+            self.found.missing |= {"clip_score": "no --clip was given", "cmmd": "no --clip was given"}
+            return
         read = clip.read
         assert read is not None
         real = self._real(clip)
         made = [self._features(clip, series) for series in self.sets]
         self.found.add("cmmd", [cmmd(one, real) for one in made])
-        self.found.add("clip_score", [_fits(read, one, series) for one, series in self._sets(made)])
+        if any(self.sets[0].prompts):
+            self.found.add("clip_score", [_fits(read, one, series) for one, series in self._sets(made)])
 
     def _classes(self) -> None:
         logits, name = self.yard.extractor.logits, f"class_score_{self.slug}"

@@ -26,7 +26,7 @@ def what_was_measured(facts: Mapping[str, Any]) -> str:
     seen = f", scaled to {scaled} with antialiasing," if scaled else ""
     drawn = f" (the best of {samples['candidates']} draws each)" if samples["candidates"] > 1 else ""
     interval = (
-        "Intervals are of 95 %, by Student's t over the sets"
+        "Intervals are of 95 %, by Student's t over the sets, shares' by Wilson's score over all samples"
         if samples["repeats"] > 1
         else "Intervals are of 95 %: KID's by the jackknife over subsets, shares' by Wilson's score"
     )

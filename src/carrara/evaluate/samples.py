@@ -178,14 +178,23 @@ class Samples:
 
 def _same(path: Path, text: str, identity: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(text)
-        names = {*found, *identity}
-        different = sorted(name for name in names if found.get(name) != json.loads(json.dumps(identity.get(name))))
+        found, wanted = json.loads(text), json.loads(json.dumps(identity))
+        different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: {error}; choose another --out") from error
     if different:
-        name = different[0]
+        where, was, now = _difference(different[0], found.get(different[0]), wanted.get(different[0]))
+        what = where.replace("_", " ")
         raise RecipeError(
-            f"{path.parent} holds samples of another {name.replace('_', ' ')} ({found.get(name)!r} instead of "
-            f"{identity.get(name)!r}); choose another --out, or delete it"
+            f"{path.parent} holds samples of another {what} ({was!r} instead of {now!r}); choose another --out, or "
+            "delete it"
         )
+
+
+def _difference(where: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first place, dotted, where two values differ, and what is there in each."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in sorted({*was, *now}):
+            if was.get(name) != now.get(name):
+                return _difference(f"{where}.{name}", was.get(name), now.get(name))
+    return where, was, now

@@ -25,7 +25,9 @@ def class_score(logits: Tensor) -> tuple[float, float]:
     The samples are taken in turn. ValueError for fewer than two a part.
     """
     if logits.ndim != 2 or len(logits) < 2 * _PARTS:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}; expected (N, classes) with N at least {2 * _PARTS}")
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)}; expected (samples, classes), of at least {2 * _PARTS} samples"
+        )
     scores = []
     for i in range(_PARTS):
         log_p = logits[i::_PARTS].double().log_softmax(1)

@@ -115,9 +115,10 @@ class TinyAutoencoder(Configured, nn.Module):
             network = cls(**_settings(mine))
             network.load_state_dict(mine)
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            why = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
             raise ValueError(
                 f"these {len(tensors)} tensors are not of TAESD's layout (encoder.0.weight ... decoder.19.bias, or "
-                f"those of diffusers' AutoencoderTiny): {str(error).splitlines()[-1].strip()}"
+                f"those of diffusers' AutoencoderTiny): {why}"
             ) from error
         return network
 

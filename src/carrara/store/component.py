@@ -118,7 +118,7 @@ def read_component(folder: Path, role: str | None = None) -> Component:
     if found not in _WORDS or not isinstance(config, dict) or not isinstance(files, dict) or _WEIGHTS not in files:
         raise StorageError(f"{folder / _COMPONENT} lacks its role, config or files; the folder is damaged")
     if role is not None and found != role:
-        raise RecipeError(f"{folder} is a {found}; expected a {role}")
+        raise RecipeError(f"{folder} is a {_WORDS[found]}; expected a {_WORDS[role]}")
     for name, measured in files.items():
         if Path(name).name != name or name in ("", ".", ".."):
             raise StorageError(f"{folder / _COMPONENT} names the file {name!r}; only plain file names are allowed")
@@ -143,7 +143,7 @@ def _no_component(folder: Path, role: str | None) -> CarraraError:
             f"{folder} has no component.json: its training has not finished; "
             "the same `carrara train` command goes on with it"
         )
-    return _absent(folder, "component.json")
+    return _absent(folder, "component.json", "; a part is made by `carrara train` or `carrara import`")
 
 
 def _absent(folder: Path, name: str, advice: str = "") -> StorageError:
@@ -335,7 +335,7 @@ def load(path: str | Path, *, controls: Sequence[str | Path] = ()) -> System:
     if not (folder / _MODEL).is_file():
         if (folder / _COMPONENT).is_file():
             role = read_component(folder).role
-            raise RecipeError(f"{folder} is a single {role}; put a system together with `carrara assemble`")
+            raise RecipeError(f"{folder} is a single {_WORDS[role]}; put a system together with `carrara assemble`")
         raise _absent(folder, _MODEL, "; a model folder is made by `carrara assemble`")
     body = _read_own(folder / _MODEL)
     parts = {role: load_component(_inside(folder, body.get(role), role), role) for role in ROLES}

@@ -70,7 +70,8 @@ class PromptTokenizer:
 
     `marks` are the names of the tokens before and after each prompt; None takes what the file itself puts there. `pad`
     is the id of padding. Of a long prompt `chunks` rows are read. With `emphasis` the brackets of a prompt are weights.
-    Raises ValueError for a file that is no tokenizer, and for a length that leaves no room between the marks.
+    Raises ValueError for a file that is no tokenizer, for a length that leaves no room between the marks, and for a
+    prompt that is no text.
     """
 
     def __init__(
@@ -107,11 +108,19 @@ class PromptTokenizer:
         """The id of the first mark after a prompt; -1 where there is none."""
         return self._after[0] if self._after else -1
 
+    def _encodings(self, prompts: Sequence[str]) -> list[Any]:
+        for prompt in prompts:
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"the prompt {prompt!r} is no text: it has bytes that are not UTF-8") from None
+        return list(self._tokenizer.encode_batch(list(prompts), add_special_tokens=False))
+
     def _read(self, prompts: Sequence[str]) -> list[_Prompt]:
         """The tokens of each prompt; of one with emphasis those of each part, as if it stood alone."""
         parts = [parse_emphasis(prompt) if self.emphasis else (Weighted(prompt, 1.0),) for prompt in prompts]
         texts = [part.text.strip() if self.emphasis else part.text for some in parts for part in some]
-        encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._encodings(texts))
         return [self._joined(some, encodings) for some in parts]
 
     def _joined(self, parts: Sequence[Weighted], encodings: Iterator[Any]) -> _Prompt:

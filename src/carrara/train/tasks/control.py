@@ -13,7 +13,7 @@ from carrara.data.pictures import Pictures
 from carrara.diffusion.draw import LogitNormal
 from carrara.diffusion.generator import DiffusionGenerator
 from carrara.diffusion.loss import DenoisingLoss, Objective
-from carrara.errors import RecipeError
+from carrara.errors import CarraraError, RecipeError
 from carrara.fingerprint import fingerprint
 from carrara.nn.control import control_of
 from carrara.store import load
@@ -44,7 +44,10 @@ class ControlRecipe(TaughtRecipe):
         return f"those of {self.model}"
 
     def create(self, pictures: Pictures, seed: int, device: torch.device) -> ControlTask:
-        system = load(self.model)
+        try:
+            system = load(self.model)
+        except CarraraError as error:
+            raise type(error)(f"task.model: {error}") from error
         generator, decoder = system.generator, system.decoder
         if not isinstance(generator, DiffusionGenerator):
             raise RecipeError(

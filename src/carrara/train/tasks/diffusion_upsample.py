@@ -47,6 +47,7 @@ class DiffusionUpsampleRecipe(Denoising, TaughtRecipe):
     settings: SamplingSettings = field(default_factory=lambda: SamplingSettings(guidance=Threshold(ClassifierFree())))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_text(self.text)
         if not 0 <= self.augmentation <= self.most <= 1:
             raise ValueError(

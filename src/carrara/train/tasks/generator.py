@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from carrara.conditions import Input
 from carrara.data.pictures import Pictures
 from carrara.decoder import Decoder, Pixels
-from carrara.errors import RecipeError, StorageError
+from carrara.errors import CarraraError, RecipeError, StorageError
 from carrara.rng import Rng, permutation
 from carrara.run import finish
 from carrara.store import load_component, save_component
@@ -49,6 +49,11 @@ class TaughtRecipe(TaskRecipe):
     part: float = 0.0  # share of rows told only a part of their caption, so that its words also speak for themselves
     prompts: tuple[str, ...] = ()  # of the sample grid; none: captions of the data
 
+    def __post_init__(self) -> None:
+        for name in ("drop", "part"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; expected a share of rows in [0, 1]")
+
     @property
     def parts(self) -> str:
         """What the recipe names that is trained already, for people."""
@@ -69,6 +74,7 @@ class GeneratorRecipe(TaughtRecipe):
     decoder: str = "pixels"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_text(self.text)
 
     @property
@@ -143,7 +149,10 @@ def _trained(folder: str, role: str) -> Any:
         recipe = path.with_name(f"{path.name}.toml")
         train = f"train it first: carrara train {recipe}" if recipe.is_file() else "name the folder of a trained one"
         raise StorageError(f"task.{role}: {folder} is not a trained part; {train}")
-    return load_component(path, role)
+    try:
+        return load_component(path, role)
+    except CarraraError as error:
+        raise type(error)(f"task.{role}: {error}") from error
 
 
 def condition_widths(text: TextEncoder) -> dict[str, int]:
