@@ -1,6 +1,6 @@
 """Whole pipelines of diffusers beside ours: the same folder, the same noise, the same prompts, and how far apart z is.
 
-    python -m benchmarks.parity                 every family, task, sampler and number of steps: benchmarks/results/parity.json
+    python -m benchmarks.parity                 everything: benchmarks/results/parity.json
     python -m benchmarks.parity --only sd1 flux --samplers ddim
 
 Every folder is written by diffusers itself, of its own classes with random weights; ours is read from it. The figure is
@@ -29,7 +29,7 @@ NEGATIVE = ["blurry", "out of focus"]
 SEEDS = [3, 11]
 STRENGTHS = {4: 0.5, 11: 6 / 11}  # of which both make the same whole number of strides
 
-# --- tiny models of the real classes -----------------------------------------------------------------------------------
+# --- tiny models of the real classes --------------------------------------------------------------------------------
 
 _UNET: dict[str, Any] = {
     "sample_size": 8, "block_out_channels": (8, 16, 16), "norm_num_groups": 4, "cross_attention_dim": 24,
@@ -294,7 +294,7 @@ def write(family: str, folder: Path) -> None:
         FAMILIES[family](Path(place)).save_pretrained(folder)
 
 
-# --- both sides --------------------------------------------------------------------------------------------------------
+# --- both sides -----------------------------------------------------------------------------------------------------
 
 
 def scheduled(folder: Path, sampler: str) -> None:

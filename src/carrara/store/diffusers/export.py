@@ -64,6 +64,7 @@ def _texts(text: Any, kept: Kept) -> dict[str, dict[str, Tensor]]:
         raise RecipeError(f"the model has {len(encoders)} text encoders and was imported with {len(components)}")
     found: dict[str, dict[str, Tensor]] = {}
     for component, encoder in zip(components, encoders, strict=True):
+        network: Any = encoder.network
         part: ForeignPart = kept.pipeline.part(component)
-        found[component] = written_text(part, kept.tensors[component], encoder.network.state_dict())
+        found[component] = written_text(part, kept.tensors[component], network.state_dict())
     return found

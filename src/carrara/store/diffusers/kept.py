@@ -1,8 +1,8 @@
 """What of a pipeline stands beside its weights, kept in a model folder so that it can be written back.
 
-    diffusers/model_index.json, NAME/config.json ...   every configuration and every file of a tokenizer
-    diffusers/tensors.json                             {component: {tensor: its type, null for any, or "= another"}}
-    diffusers/rest.safetensors                         small tensors that no network here has, such as position_ids
+diffusers/model_index.json, NAME/config.json ...   every configuration and every file of a tokenizer
+diffusers/tensors.json                             {component: {tensor: its type, null for any, or "= another"}}
+diffusers/rest.safetensors                         small tensors that no network here has, such as position_ids
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _listed(component: str, part: ForeignPart, stored: bool) -> tuple[dict[str, 
         elif (other := next(same, None)) is not None:
             told[name] = _SAME + other
         else:
-            raise RecipeError(f"{component} has a tensor {name}, which nothing reads and which could not be written back")
+            raise RecipeError(
+                f"{component} has a tensor {name}, which nothing reads and which could not be written back"
+            )
     return told, rest
 
 

@@ -138,7 +138,9 @@ def read_decoder(part: ForeignPart, *, size: int | None = None, dtype: torch.dty
     return latents.eval().requires_grad_(False)
 
 
-def _filled(role: str, table: Mapping[str, Any], names: Table, part: ForeignPart, dtype: torch.dtype | None) -> nn.Module:
+def _filled(
+    role: str, table: Mapping[str, Any], names: Table, part: ForeignPart, dtype: torch.dtype | None
+) -> nn.Module:
     """A module of a table, with the weights of a component."""
     if part.tensors is None:
         raise RecipeError(f"a {part.kind} has weights, and this component has none")
@@ -164,11 +166,11 @@ def _generator(
     reads: Space,
 ) -> DiffusionGenerator:
     down = decoder.pictures.shape[-1] // decoder.space.shape[-1]
-    channels, height, width = decoder.space.shape
+    channels = decoder.space.shape[0]
     if table["in_channels"] != channels:
         raise RecipeError(
-            f"the {family.network} reads {table['in_channels']} channels and the vae has {channels}; they are not of one "
-            "model"
+            f"the {family.network} reads {table['in_channels']} channels and the vae has {channels}; they are not of "
+            "one model"
         )
     learned = table["out_channels"] == 2 * table["in_channels"]
     denoiser = Denoiser(
