@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= 1
 ARGS ?=
 JOBS ?= 2
-EXTRAS := demo,parquet,tensorboard,dev,docs
+EXTRAS := demo,parquet,postgres,serve,tensorboard,dev,docs
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 ifeq ($(VENV),0)

@@ -1,154 +1,26 @@
-"""Requests as coroutines: the first driver, and a toy of the second, which answers many requests in shared calls."""
+"""Requests as coroutines: the first driver, and the calls that requests share."""
 
 from __future__ import annotations
 
-import functools
 import gc
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carrara.diffusion import (
     ClassifierFree,
-    Denoiser,
-    Flow,
     Linear,
-    Process,
-    ScaledTime,
     ddim,
-    dpmpp_2m,
     guide,
-    heun,
     uniform,
 )
 from carrara.rng import Rng
 from carrara.run import answer, finish, run
-from carrara.types import Ask, Condition, Round, Rounds, Step
-
-
-class Elementwise(nn.Module):
-    """A network of plain arithmetic, so that a row's bits do not depend on the rows beside it; counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[int] = []
-
-    def forward(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
-        self.rows.append(len(x))
-        assert condition.tokens is not None and condition.mask is not None
-        told = (condition.tokens * condition.mask[..., None]).sum(1)  # padding counts for nothing
-        wave = x * (told[:, :1, None, None] + level.double().view(-1, 1, 1, 1) / 1000)
-        return wave / (1 + wave * wave) - x / 2
-
-
-def tokens(rows: int, length: int, seed: int) -> Condition:
-    # eighths: sums of them are exact in any order, and so with any padding
-    values = torch.randint(-8, 8, (rows, length, 3), generator=torch.Generator().manual_seed(seed)).double() / 8
-    return Condition(tokens=values, mask=torch.ones(rows, length, dtype=torch.bool))
-
-
-def request(
-    denoiser: Denoiser, sampler: Any, steps: int, scale: float, seeds: Sequence[int], *, length: int, size: int = 4
-) -> Rounds:
-    """A guided sampling under a condition of its own length, and a null condition of length 1."""
-    rng = Rng.seeds(seeds)
-    x = rng.fork("prior").normal((2, size, size)).double()
-    times = uniform(denoiser.process.schedule, steps=steps)
-    sampling = sampler(denoiser.process, x, times, rng=rng.fork("steps"))
-    condition, null = tokens(len(seeds), length, seeds[0]), tokens(len(seeds), 1, 0)
-    return guide(sampling, ClassifierFree(scale), denoiser, condition, null)
-
-
-class Engine:
-    """The second driver, a toy: holds requests at different steps and answers all their open asks together."""
-
-    def __init__(self, requests: dict[str, Rounds]) -> None:
-        self.open = dict(requests)
-        self.asked: dict[str, Round] = {}
-        self.results: dict[str, Any] = {}
-        self.steps: dict[str, list[Step]] = {name: [] for name in requests}
-        self.rounds = 0
-        for name in requests:
-            self._advance(name, None)
-
-    def _advance(self, name: str, answers: Any) -> None:
-        try:
-            self.asked[name] = self.open[name].send(answers)
-        except StopIteration as finished:
-            self.results[name] = finished.value
-            del self.open[name], self.asked[name]
-            return
-        if (step := self.asked[name].step) is not None:
-            self.steps[name].append(step)
-
-    def tick(self) -> None:
-        """One round: every request's asks in as few calls as possible, and to each its own rows."""
-        asked = dict(self.asked)
-        answers = iter(answer([ask for each in asked.values() for ask in each.asks]))
-        self.rounds += any(each.asks for each in asked.values())
-        for name, each in asked.items():
-            self._advance(name, [next(answers) for _ in each.asks])
-
-    def stop(self, name: str) -> None:
-        self.open.pop(name).close()
-        del self.asked[name]
-
-
-def new_denoiser() -> Denoiser:
-    return Denoiser(Elementwise(), Process(Linear()), Flow(), ScaledTime())
-
-
-def requests(denoiser: Denoiser) -> dict[str, Rounds]:
-    return {
-        "guided ddim": request(denoiser, functools.partial(ddim, eta=0.5), 10, 3.0, [5, 6], length=4),
-        "heun": request(denoiser, heun, 7, 1.0, [0], length=2),
-        "dpmpp_2m": request(denoiser, dpmpp_2m, 25, 1.5, [7, 8, 9], length=7),
-    }
-
-
-EVALUATIONS = {"guided ddim": 10, "heun": 13, "dpmpp_2m": 25}
-STRIDES = {"guided ddim": 10, "heun": 7, "dpmpp_2m": 25}
-
-
-def test_many_requests_share_their_calls() -> None:
-    """Other samplers, step counts, scales and batch sizes: as many calls as the longest has rounds, and equal bits."""
-    denoiser = new_denoiser()
-    alone = {name: finish(rounds) for name, rounds in requests(denoiser).items()}
-    assert len(denoiser.network.rows) == sum(EVALUATIONS.values())
-
-    denoiser.network.rows.clear()
-    engine = Engine(requests(denoiser))
-    while engine.open:
-        engine.tick()
-    assert len(denoiser.network.rows) == engine.rounds == max(EVALUATIONS.values())
-    assert denoiser.network.rows[0] == 2 * 2 + 1 + 2 * 3  # condition and null of two, and one unguided
-    for name, expected in alone.items():
-        assert expected.dtype == torch.float64 and expected.std() > 0.1
-        assert torch.equal(engine.results[name], expected), name
-        assert len(engine.steps[name]) == STRIDES[name]
-
-
-def test_a_request_may_come_and_go_at_any_time() -> None:
-    denoiser = new_denoiser()
-    alone = {name: finish(rounds) for name, rounds in requests(denoiser).items()}
-    late = requests(denoiser)
-    engine = Engine({"dpmpp_2m": late.pop("dpmpp_2m"), "heun": late.pop("heun")})
-    for _ in range(5):
-        engine.tick()
-    engine.stop("heun")
-    newcomer = Engine(late)
-    engine.open.update(newcomer.open)
-    engine.asked.update(newcomer.asked)
-    engine.steps.update(newcomer.steps)
-    while engine.open:
-        engine.tick()
-    assert set(engine.results) == {"dpmpp_2m", "guided ddim"}
-    for name, result in engine.results.items():
-        assert torch.equal(result, alone[name])
+from carrara.types import Ask, Condition, Round, Step
+from toy_requests import STRIDES, new_denoiser, requests, tokens
 
 
 @pytest.mark.parametrize("name", STRIDES)
@@ -296,21 +168,3 @@ def test_no_gradients_are_kept() -> None:
     weight = torch.ones(1, requires_grad=True)
     (found,) = answer([Ask(lambda x: x * weight, (torch.ones(2),))])
     assert not found[0].requires_grad
-
-
-def test_requests_of_different_sizes_go_side_by_side() -> None:
-    denoiser = new_denoiser()
-
-    def both() -> dict[str, Rounds]:
-        return {
-            "small": request(denoiser, ddim, 4, 2.0, [1], length=2, size=2),
-            "large": request(denoiser, ddim, 4, 2.0, [1], length=2, size=4),
-        }
-
-    alone = {name: finish(rounds) for name, rounds in both().items()}
-    denoiser.network.rows.clear()
-    engine = Engine(both())
-    while engine.open:
-        engine.tick()
-    assert denoiser.network.rows == [2] * 8
-    assert all(torch.equal(engine.results[name], alone[name]) for name in alone)

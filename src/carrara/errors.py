@@ -6,7 +6,15 @@ Library code raises ValueError for a wrong argument; these are for what a user's
 
 from __future__ import annotations
 
-__all__ = ["CarraraError", "DataError", "NonFiniteError", "Preempted", "RecipeError", "StorageError"]
+__all__ = [
+    "CarraraError",
+    "DataError",
+    "NonFiniteError",
+    "Preempted",
+    "RecipeError",
+    "StorageError",
+    "is_out_of_memory",
+]
 
 
 class CarraraError(Exception):
@@ -41,3 +49,9 @@ class Preempted(CarraraError):
     """Stopped by a signal after the state was saved; the same command goes on from there."""
 
     exit_code = 143
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's own are RuntimeErrors, of the CPU by their words alone."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -1,12 +1,12 @@
 """The first driver: answers one request, all the asks of a round in as few network calls as possible.
 
-`answer` is what every driver shares: it stacks the rows of all asks that go to the same network with rows of the same
-shape, calls each network once, and cuts the results apart again. The serving engine is the other driver.
+`call` is what every driver shares: it stacks the rows of asks that go to one network with rows of one shape, calls it
+once, and cuts the results apart again. The serving engine is the other driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from carrara.types import Ask, Condition, Round, Rounds, Step
 
-__all__ = ["answer", "finish", "run"]
+__all__ = ["answer", "call", "cut", "finish", "length", "run", "signature"]
 
 
 def run(rounds: Rounds) -> Generator[Step, None, Any]:
@@ -45,29 +45,39 @@ def answer(asks: Sequence[Ask]) -> list[tuple[Any, ...]]:
     """One tuple of results an ask, in order; asks for one network with rows of one shape share a call."""
     groups: dict[Any, list[int]] = {}
     for number, ask in enumerate(asks):
-        key = (number,) if ask.state is not None else (ask.network, *(_signature(row) for row in ask.rows))
-        groups.setdefault(key, []).append(number)
+        groups.setdefault((number,) if ask.state is not None else signature(ask), []).append(number)
     answers: list[tuple[Any, ...]] = [()] * len(asks)
     for numbers in groups.values():
-        members = [asks[number] for number in numbers]
-        rows = [_stack(column) for column in zip(*(ask.rows for ask in members), strict=True)]
-        with torch.no_grad():
-            results = _call(members[0].network, rows, members[0].state)
-        start = 0
-        for number, ask in zip(numbers, members, strict=True):
-            end = start + _length(ask)
-            answers[number] = tuple(_cut(result, start, end) for result in results)
-            start = end
+        for number, results in zip(numbers, call([asks[number] for number in numbers]), strict=True):
+            answers[number] = results
     return answers
 
 
-def _call(network: Callable[..., Any], rows: list[Any], state: object) -> tuple[Any, ...]:
-    results = network(*rows) if state is None else network(*rows, state)
-    return results if isinstance(results, tuple) else (results,)
+def call(asks: Sequence[Ask]) -> list[tuple[Any, ...]]:
+    """One tuple of results an ask, of one call of their network; asks that share it have one signature."""
+    rows = [_stack(column) for column in zip(*(ask.rows for ask in asks), strict=True)]
+    network, state = asks[0].network, asks[0].state
+    with torch.no_grad():
+        found = network(*rows) if state is None else network(*rows, state)
+    results = found if isinstance(found, tuple) else (found,)
+    answers: list[tuple[Any, ...]] = []
+    start = 0
+    for ask in asks:
+        end = start + length(ask)
+        answers.append(tuple(cut(result, start, end) for result in results))
+        start = end
+    return answers
 
 
-def _signature(row: Tensor | Condition | None) -> Any:
-    """What must agree for rows to be stacked: everything but the batch, and but the length of padded sequences."""
+def signature(ask: Ask, *, padded: bool = True) -> tuple[Any, ...]:
+    """What must agree for asks to share a call: the network, and everything of the rows but the batch.
+
+    The length of a sequence of tokens is left out too, as the shorter ones are padded, unless `padded` is false.
+    """
+    return (ask.network, *(_shapes(row, padded) for row in ask.rows))
+
+
+def _shapes(row: Tensor | Condition | None, padded: bool) -> Any:
     if row is None:
         return None
     if isinstance(row, Tensor):
@@ -75,10 +85,10 @@ def _signature(row: Tensor | Condition | None) -> Any:
     parts: list[Any] = []
     for name in ("tokens", "vector", "image"):
         value = getattr(row, name)
-        parts.append(None if value is None else _kept(value, 2 if name == "tokens" else 1))
+        parts.append(None if value is None else _kept(value, 2 if padded and name == "tokens" else 1))
     for mapping in (row.numbers, row.controls, row.adapters):
         parts.append(tuple((name, _kept(value, 1)) for name, value in sorted(mapping.items())))
-    return tuple(parts)
+    return (*parts, padded or row.mask is None)
 
 
 def _kept(value: Tensor, axis: int) -> tuple[Any, ...]:
@@ -92,14 +102,16 @@ def _stack(column: Sequence[Any]) -> Any:
     return torch.cat(list(column)) if isinstance(column[0], Tensor) else Condition.stack(column)
 
 
-def _length(ask: Ask) -> int:
+def length(ask: Ask) -> int:
+    """How many rows an ask has."""
     for row in ask.rows:
         if isinstance(row, Tensor):
             return len(row)
     raise ValueError("an ask needs at least one tensor among its rows, which says how many rows there are")
 
 
-def _cut(result: Any, start: int, end: int) -> Any:
+def cut(result: Any, start: int, end: int) -> Any:
+    """Some of the rows of a tensor, a condition or nothing."""
     if result is None:
         return None
     return result.rows(slice(start, end)) if isinstance(result, Condition) else result[start:end]

@@ -109,6 +109,8 @@ def test_a_cascade_is_sampled(cascade: Path, tmp_path: Path) -> None:
     said = done("sample", "model", "--out", tmp_path / "b", "--augmentation", 0.4, "--tile", 8, "--json", cwd=cascade)
     decoding = json.loads(said.out)["settings"]["decoding"]
     assert decoding == {"tiling": {"tile": 8, "overlap": 2}, "augmentation": 0.4}
+    (warning,) = json.loads(said.out)["warnings"]
+    assert "no effect on the diffusion upsampler" in warning
     pictures = [(tmp_path / name / "0000-seed0.png").read_bytes() for name in "ab"]
     assert pictures[0] != pictures[1]
 

@@ -85,6 +85,12 @@ def test_candidates_are_chosen_from(model: Path, tmp_path: Path) -> None:
     assert files["plain"] == files["one"] and files["four"] == files["parts"]
 
 
+def test_tokens_are_decoded_in_parts(model: Path, tmp_path: Path) -> None:
+    said = sampled(model, tmp_path / "a", "--tile", 8)
+    assert said["warnings"] == []
+    assert said["settings"]["decoding"]["tiling"]["tile"] == 8  # type: ignore[index]
+
+
 def test_a_negative_prompt_needs_guidance(model: Path, tmp_path: Path) -> None:
     quiet = sampled(model, tmp_path / "a", "--negative", "blue")
     assert quiet["warnings"] == []

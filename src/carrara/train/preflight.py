@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from carrara.errors import DataError, NonFiniteError, RecipeError
+from carrara.errors import DataError, NonFiniteError, RecipeError, is_out_of_memory
 from carrara.store.atomic import new_directory, remove, require_space, storage_errors
 from carrara.store.safetensors_io import save_tensors
 from carrara.train.judge import heldout_figures, pictures
@@ -172,7 +172,7 @@ def memory_errors(training: Training) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         rows = -(-training.batch // training.accumulate)
         knobs = [f"set `accumulate` above {training.accumulate} (the result stays the same)"] if rows > 1 else []
@@ -183,13 +183,6 @@ def memory_errors(training: Training) -> Iterator[None]:
             f"out of memory with {rows} rows at a time: {', or '.join(knobs)}. The machine said: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-    )
 
 
 def _choose(
