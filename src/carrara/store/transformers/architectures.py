@@ -76,7 +76,7 @@ def _clip(config: _Config, source: PretrainedSource, files: WeightFiles) -> Arch
 
 
 def _t5(config: _Config, family: str, source: PretrainedSource, files: WeightFiles) -> Architecture:
-    pooling, unit = pooling_of(files.title, source)
+    pooling, unit = pooling_of(files.folder, source)
     if pooling != "mean":
         raise RecipeError(f'pooling is "{pooling}", and T5 has no first token that stands for the whole; give "mean"')
     depth = config.get("num_layers", 6)
@@ -129,7 +129,7 @@ def _bert(config: _Config, family: str, source: PretrainedSource, files: WeightF
     first = 2 if family == "mpnet" else (config.get("pad_token_id") or 1) + 1 if family in _ROBERTA else 0
     types = f"{prefix}embeddings.token_type_embeddings.weight"
     tensors["positions"] = Positions(f"{prefix}{table['positions']}", first, types if types in files.names else None)
-    pooling, unit = pooling_of(files.title, source)
+    pooling, unit = pooling_of(files.folder, source)
     network = {
         "kind": "bert",
         "vocabulary": config.get("vocab_size", 30522),
