@@ -28,6 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from carrara.errors import RecipeError, StorageError
 from carrara.store.diffusers import original
+from carrara.store.diffusers.folder import read_pipeline, write_pipeline
 from carrara.store.diffusers.single import read_single, recognise
 
 State = dict[str, Tensor]
@@ -479,3 +480,26 @@ def test_inpainting_and_what_is_not_read(tmp_path: Path) -> None:
 def test_what_is_no_whole_model_is_named(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=rf"a.safetensors is {said}"):
         read_single(written(tmp_path / "a.safetensors", {name: torch.ones(2)}))
+
+
+def test_written_as_a_folder_it_loads_in_the_libraries(tmp_path: Path) -> None:
+    network, decoder = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    unet, vae, text = state(network), state(decoder), clip_state(CLIPTextModel)
+    path = written(
+        tmp_path / "a.safetensors",
+        prefixed("model.diffusion_model.", ldm_unet(unet, 2, {0, 2})),
+        prefixed("first_stage_model.", ldm_vae(vae, 3)),
+        prefixed("cond_stage_model.transformer.", text),
+    )
+    configs = {"unet": plain(network.config), "vae": plain(decoder.config), "text_encoder": CLIP}
+    write_pipeline(tmp_path / "out", read_single(path, family="sd1", configs=configs))
+    again = read_pipeline(tmp_path / "out")
+    for name, wanted in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        same(again.part(name).tensors, wanted)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in unet.items())
+    loaded = AutoencoderKL.from_pretrained(tmp_path / "out" / "vae").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in vae.items())
+    encoder = CLIPTextModel.from_pretrained(tmp_path / "out" / "text_encoder").state_dict()
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in encoder.items()}
+    assert all(torch.equal(bare[name.removeprefix("text_model.")], tensor) for name, tensor in text.items())

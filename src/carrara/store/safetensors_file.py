@@ -64,7 +64,7 @@ class SafetensorsFile:
     @cached_property
     def names(self) -> Collection[str]:
         """Of all tensors, further names included."""
-        return (*self.entries, *self.aliases)
+        return dict.fromkeys((*self.entries, *self.aliases)).keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor; KeyError where there is none."""

@@ -23,7 +23,7 @@ from typing import Protocol
 from torch import Tensor
 
 from carrara.errors import StorageError
-from carrara.store.atomic import read_json
+from carrara.store.atomic import read_json, storage_errors
 from carrara.store.safetensors_file import SafetensorsFile
 from carrara.store.torch_file import TorchFile
 
@@ -58,10 +58,15 @@ class TensorFile(Protocol):
 class WeightFiles:
     """Which file of a folder holds which tensor; `files` are those that were read, an index included."""
 
-    title: str
+    folder: Path
     where: Mapping[str, TensorFile]
     files: tuple[Path, ...] = field(default=())
     variant: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The folder."""
+        return str(self.folder)
 
     @property
     def names(self) -> Collection[str]:
@@ -123,7 +128,7 @@ def find_weights(folder: Path, *, variant: str | None = None, root: Path | None 
     path = contained(found[chosen], root)
     if not path.name.endswith(".json"):
         file = open_tensors(path)
-        return WeightFiles(str(folder), _Lazily(file), (path,), chosen)
+        return WeightFiles(folder, _Lazily(file), (path,), chosen)
     return _shards(folder, path, root, chosen)
 
 
@@ -149,7 +154,8 @@ def _candidates(folder: Path, ending: str) -> dict[str | None, Path]:
     """The whole files, else the indexes, by their variant."""
     stems = "|".join(_STEMS if ending == "safetensors" else _STEMS.values())
     variant = r"(?:\.(?P<{}>[\w-]+))?"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    with storage_errors(f"{folder} cannot be read"):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     whole = rf"(?:{stems}){variant}\.{ending}".format("a")
     index = rf"(?:{stems}){variant}\.{ending}{variant}\.index{variant}\.json".format("a", "b", "c")
     found: dict[str | None, Path] = {}
@@ -190,7 +196,7 @@ def _shards(folder: Path, index: Path, root: Path, variant: str | None) -> Weigh
             who = name if wrong[0] in listed else index.name
             raise StorageError(f"{folder}: {wrong[0]}{more} {where} the shard {name}, and {who} {other}")
     where_is = {tensor: files[shard] for tensor, shard in told.items()}
-    return WeightFiles(str(folder), where_is, (index, *(folder / name for name in files)), variant)
+    return WeightFiles(folder, where_is, (index, *(folder / name for name in files)), variant)
 
 
 def plain_name(name: object) -> bool:

@@ -60,7 +60,8 @@ def read_pipeline(folder: Path, *, variant: str | None = None, weights: bool = T
             if (got := part.variant) != variant and part.tensors is not None:
                 notes.append(f"{name} is of {f'variant {got}' if got else 'no variant'}, the only one that is there")
     read = {folder / INDEX, *(path for name, part in parts.items() for path in _files_of(folder / name, part))}
-    unread = tuple(sorted(path.relative_to(folder).as_posix() for path in _all(folder) if path not in read))
+    with storage_errors(f"{folder} cannot be read"):
+        unread = tuple(sorted(path.relative_to(folder).as_posix() for path in _all(folder) if path not in read))
     return ForeignPipeline(str(folder), kind, parts, tuple(absent), options, unread, tuple(notes))
 
 
@@ -75,7 +76,8 @@ def read_part(
 ) -> ForeignPart:
     """One component's folder; no file of it lies outside of `root`, or of the folder. Raises StorageError."""
     root = root or folder
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    with storage_errors(f"{folder} cannot be read"):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not names:
         raise StorageError(f"{folder} is missing or empty")
     found = [name for name in _CONFIGS if name in names]

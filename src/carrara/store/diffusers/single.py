@@ -114,8 +114,8 @@ def read_single(
         notes.append("it has no vocabulary, which no such file has: give the tokenizers' files")
     absent = tuple(name for name in (*told["parts"], *told["absent"]) if name not in parts)
     projections = {name for name in shapes if re.search(r"\btext_projection(\.weight)?$", name)}
-    beyond = {name for name in shapes if found == "sd2" and ".model.transformer.resblocks." in name}  # a last layer
-    unread = tuple(sorted(name for name in shapes.keys() - used - projections - beyond if not _USELESS.fullmatch(name)))
+    rest = shapes.keys() - used - projections - _beyond(shapes, parts)
+    unread = tuple(sorted(name for name in rest if not _USELESS.fullmatch(name)))
     return ForeignPipeline(source.title, kind, parts, absent, told["options"], unread, tuple(notes))
 
 
@@ -245,6 +245,15 @@ def _beside(parts: dict[str, ForeignPart], names: Mapping[str, str], published: 
         if wanted and (name == "scheduler" or name.startswith("tokenizer")):
             library, kind, config = published[part]
             parts[name] = ForeignPart(library, kind, dict(config))
+
+
+def _beyond(shapes: Shapes, parts: Mapping[str, ForeignPart]) -> set[str]:
+    """The tensors of OpenCLIP's layers that nobody reads: SD 2 takes what comes out of the last but one."""
+    if "text_encoder" not in parts:
+        return set()
+    first = parts["text_encoder"].config["num_hidden_layers"]
+    layer = re.compile(r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\..+")
+    return {name for name in shapes if (match := layer.fullmatch(name)) and int(match[1]) >= first}
 
 
 def _scheduled(
