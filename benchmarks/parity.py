@@ -298,14 +298,16 @@ def write(family: str, folder: Path) -> None:
 
 
 def scheduled(folder: Path, sampler: str) -> None:
-    """Puts a sampler into the folder in place of its own, with all settings that it shares with that."""
+    """Puts a sampler into the folder in place of the family's own, with all settings that it shares with that."""
     import diffusers
 
     if sampler == "flow-match-euler":
         return
+    kept = folder.with_name(f"{folder.name}-scheduler.json")
+    if not kept.exists():
+        kept.write_bytes((folder / "scheduler" / "scheduler_config.json").read_bytes())
     kind, more = SAMPLERS[sampler]
-    own = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    made = getattr(diffusers, kind).from_config(own, **more)
+    made = getattr(diffusers, kind).from_config(json.loads(kept.read_text()), **more)
     made.save_pretrained(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", kind]
@@ -494,6 +496,16 @@ class _patched:
             setattr(place, name, value)
 
 
+def quiet() -> None:
+    """No bars and no warnings of diffusers and transformers."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description="Pipelines side by side.")
@@ -501,6 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.json")
     given = parser.parse_args(arguments)
+    quiet()
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for case in cases(given.only, given.samplers):

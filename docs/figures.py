@@ -404,6 +404,17 @@ def conditions_pictures() -> str:
     return "\n\n".join(f"![{name}](images/condition-{name}.png)\n\n*{name}*" for name in names)
 
 
+def parity_table() -> tuple[Sequence[str], Rows]:
+    """A row a family and task: the greatest error by sampler."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in data("parity")["rows"]:
+        errors = found.setdefault((row["family"], row["task"]), {})
+        errors[row["sampler"]] = max(errors.get(row["sampler"], 0.0), row["max_error"])
+    samplers = list(dict.fromkeys(sampler for errors in found.values() for sampler in errors))
+    rows = [[*key, *(f"{errors[one]:.0e}" if one in errors else "" for one in samplers)] for key, errors in found.items()]
+    return ("family", "task", *samplers), rows
+
+
 TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "why-bound": bound_table,
     "why-training": training_table,
@@ -417,6 +428,7 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "choosing-distance": distances_table,
     "choosing-model": model_table,
     "choosing-target": target_table,
+    "parity": parity_table,
     "results-recipes": results_table,
     "results-emoji": emoji_table,
     "results-emoji-decoders": emoji_decoders_table,
@@ -480,7 +492,7 @@ def _error(case: str, sampler: str, grid: str, budget: str) -> str:
     return number(error, 2)
 
 
-PAGES = (*(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions")), DOCS.parent / "README.md")
+PAGES = (*(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions", "stable-diffusion")), DOCS.parent / "README.md")
 
 
 def made() -> dict[Path, str]:

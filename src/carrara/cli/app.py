@@ -15,6 +15,7 @@ from carrara.cli.compare import compare
 from carrara.cli.demo import demo
 from carrara.cli.doctor import doctor
 from carrara.cli.evaluate import evaluate
+from carrara.cli.export import export
 from carrara.cli.import_ import import_
 from carrara.cli.init import init
 from carrara.cli.likelihood import likelihood
@@ -96,7 +97,8 @@ app.command(short_help="train the three parts on real pictures, with a report")(
 app.command(short_help="what this machine has, what is missing, how to mend it")(doctor)
 app.command(short_help="write commented recipes for a folder of pictures")(init)
 app.command(short_help="train one part; the same command again goes on")(train)
-app.command("import", short_help="make a decoder of a published tiny autoencoder")(import_)
+app.command("import", short_help="make a model of a Stable Diffusion folder or file")(import_)
+app.command(short_help="write an imported model as diffusers does")(export)
 app.command(short_help="put three trained parts together into a model")(assemble)
 app.command(short_help="make pictures with a model")(sample)
 app.command(short_help="how good a model's pictures are, against real ones")(evaluate)

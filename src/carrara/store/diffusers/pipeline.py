@@ -92,7 +92,7 @@ def read_system(
 
 
 def network_of(part: ForeignPart) -> tuple[dict[str, Any], Table]:
-    """Our table of a component's network, and where its tensors are. A mask and what it leaves are a control, "mask"."""
+    """Our table of a network and the places of its tensors; a mask with what it leaves is the control "mask"."""
     if (module := NETWORKS.get(part.kind)) is None:
         raise RecipeError(f"a {part.kind} is not read; these are: {', '.join(sorted(NETWORKS))}")
     table = module.network(part.config)

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from carrara.diffusion.denoiser import Denoiser
+from carrara.diffusion.edit import Editing
 from carrara.diffusion.generator import SamplingSettings
 from carrara.diffusion.guidance import Guidance, Plain, Wrapper
 from carrara.diffusion.parameterization import Level, Parameterization
@@ -100,8 +101,10 @@ class ForeignScheduler:
         )
 
     def settings(self, steps: int, guidance: Guidance = Plain(), **size: Any) -> SamplingSettings:  # noqa: B008
-        """How diffusers samples in so many steps, as a `DiffusionGenerator` takes it."""
-        return SamplingSettings(self.sampler, self.times(steps, **size), self.guidance(guidance))
+        """How diffusers samples in so many steps, as a `DiffusionGenerator` takes it; what a mask keeps is held."""
+        return SamplingSettings(
+            self.sampler, self.times(steps, **size), self.guidance(guidance), Editing(resamplings=0)
+        )
 
 
 def translate(config: Mapping[str, Any]) -> ForeignScheduler:
