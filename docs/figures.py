@@ -411,7 +411,9 @@ def parity_table() -> tuple[Sequence[str], Rows]:
         errors = found.setdefault((row["family"], row["task"]), {})
         errors[row["sampler"]] = max(errors.get(row["sampler"], 0.0), row["max_error"])
     samplers = list(dict.fromkeys(sampler for errors in found.values() for sampler in errors))
-    rows = [[*key, *(f"{errors[one]:.0e}" if one in errors else "" for one in samplers)] for key, errors in found.items()]
+    rows = [
+        [*key, *(f"{errors[one]:.0e}" if one in errors else "" for one in samplers)] for key, errors in found.items()
+    ]
     return ("family", "task", *samplers), rows
 
 
@@ -492,7 +494,10 @@ def _error(case: str, sampler: str, grid: str, budget: str) -> str:
     return number(error, 2)
 
 
-PAGES = (*(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions", "stable-diffusion")), DOCS.parent / "README.md")
+PAGES = (
+    *(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions", "stable-diffusion")),
+    DOCS.parent / "README.md",
+)
 
 
 def made() -> dict[Path, str]:

@@ -55,7 +55,7 @@ def test_import(published: Path) -> None:
 def test_import_refuses(published: Path, tmp_path: Path) -> None:
     save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)})
     said = run("import", tmp_path / "other.safetensors", tmp_path / "out")
-    assert said.code == 2 and "not of TAESD's layout" in said.err
+    assert said.code == 5 and "not of TAESD's layout" in said.err
     said = run("import", published / "tiny.safetensors", tmp_path / "out", "--size", 15)
     assert said.code == 2 and "folds 2 pixels" in said.err
     assert not (tmp_path / "out").exists()

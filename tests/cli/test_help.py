@@ -19,7 +19,7 @@ from .conftest import done
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 VERBS = ("", "demo", "doctor", "data", "data check", "init", "train", "import", "assemble", "sample", "evaluate",
-         "compare", "likelihood", "show", "bench", "bench samplers")  # fmt: skip
+         "compare", "export", "likelihood", "show", "bench", "bench samplers")  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -40,7 +40,7 @@ def test_every_option_is_in_its_help_with_a_sentence() -> None:
         command.callback.__name__: command for group in (app, bench, data) for command in group.registered_commands
     }
     assert set(commands) == {"demo", "doctor", "check", "init", "train", "import_", "assemble", "sample",
-                             "evaluate", "compare", "likelihood", "show", "samplers"}  # fmt: skip
+                             "evaluate", "compare", "export", "likelihood", "show", "samplers"}  # fmt: skip
     for name, command in commands.items():
         text = (SNAPSHOTS / f"{_PATHS.get(name, name)}.txt").read_text()
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-__all__ = ["STATES", "Conflict", "Full", "Job", "JobStore", "Result"]
+__all__ = ["Conflict", "Full", "Job", "JobStore", "Result", "STATES"]
 
 STATES = QUEUED, RUNNING, DONE, FAILED, CANCELLED = ("queued", "running", "done", "failed", "cancelled")
 _ENDED = (DONE, FAILED, CANCELLED)

@@ -49,6 +49,7 @@ def import_model(
     family: Family | None = None,
     prediction: Prediction | None = None,
     tokenizers: Path | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ForeignSystem:
     """Makes a model folder of a pipeline's folder, or of a whole model in one file.
 
@@ -57,6 +58,7 @@ def import_model(
     size        of the pictures, in pixels; None is what the model was trained for
     family, prediction, tokenizers
                 of a single file: what its weights do not tell, and a folder with its tokenizers' files
+    configs     of a single file of another size than was ever published: its components' configurations by name
 
     Raises StorageError for what is damaged or missing and RecipeError for what is not read; nothing is left then.
     """
@@ -66,7 +68,7 @@ def import_model(
         return _imported(source, out, variant, dtype, size)
     if variant is not None:
         raise RecipeError(f"variant is for a folder, and {source} is a file; leave it out")
-    pipeline = read_single(source, family=family, prediction=prediction)
+    pipeline = read_single(source, family=family, prediction=prediction, configs=configs)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as place:
         folder = Path(place) / source.stem
         write_pipeline(folder, with_tokenizers(pipeline, tokenizers))
@@ -148,7 +150,7 @@ def _files(name: str, part: ForeignPart, place: Path | None) -> Mapping[str, Pat
         own = place / name
         if own.is_dir():
             return read_part(own, part.library, part.kind, root=place).files
-        if clip and (place / "vocab.json").is_file():
+        if clip and any((place / file).is_file() for file in ("vocab.json", "tokenizer.json")):
             return read_part(place, part.library, part.kind).files
         if clip and (place / "tokenizer").is_dir():
             return read_part(place / "tokenizer", part.library, part.kind, root=place).files
