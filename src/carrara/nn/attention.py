@@ -57,6 +57,7 @@ class HeadRms(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x with each vector of the last axis normalised."""
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
 
 
