@@ -30,7 +30,9 @@ def train(it: Run, stop_after: int | None = None, *, hear: Callable[[Event], obj
     return it.train(progress=False, on_event=listen, rehearsal=stop_after is None)
 
 
-def same_bits(folder: Path, train: Callable[..., Any]) -> tuple[Any, Mapping[str, Mapping[str, Tensor]]]:
+def same_bits(
+    folder: Path, train: Callable[..., Any], file: str = "weights.safetensors"
+) -> tuple[Any, Mapping[str, Mapping[str, Tensor]]]:
     """`train(PLACE)` in folder/whole, and with `stop_after` in folder/cut; what the first gave, and its last tables."""
     outcome = train(folder / "whole")  # with a rehearsal, which leaves nothing behind
     for step in (2, 5):
@@ -42,6 +44,6 @@ def same_bits(folder: Path, train: Callable[..., Any]) -> tuple[Any, Mapping[str
     for kind, table in whole.items():
         for key, value in table.items():
             assert torch.equal(value, cut[kind][key]), f"{kind} {key}"
-    weights = [(folder / place / "weights.safetensors").read_bytes() for place in ("whole", "cut")]
+    weights = [(folder / place / file).read_bytes() for place in ("whole", "cut")]
     assert weights[0] == weights[1]
     return outcome, whole

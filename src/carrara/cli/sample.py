@@ -124,6 +124,9 @@ def sample(
     controls: Annotated[
         list[Path] | None, typer.Option("--control", metavar="FOLDER", help="A control trained for this generator.")
     ] = None,
+    loras: Annotated[
+        list[str] | None, typer.Option("--lora", metavar="FILE[:X]", help="Low-rank updates, X times; 1 is as trained.")
+    ] = None,
     augmentation: Annotated[
         float | None,
         typer.Option(metavar="X", min=0, max=1, help="Of diffusion upsamplers: noise on the small picture."),
@@ -159,6 +162,7 @@ def sample(
     said, computed = _told_by(computed or ())
     where = choose_device(device)
     system = load(model, controls=controls or ())
+    updates = [_updated(system, model, word, voice) for word in loras or ()]
     for part in (system.text, system.generator, system.decoder):
         part.to(where)  # type: ignore[union-attr]
     asked: dict[str, Any] = {
@@ -202,6 +206,8 @@ def sample(
     reading = _reading(system, clip_skip)
     asking = _Asked(model, negative, shape, out, metadata, trace, begun, candidates, decoding, reading)
     job = _Job(system, settings, asking, fingerprints)
+    if updates:
+        job.facts["lora"] = updates
     batch = max(1, batch // candidates)
     began = time.monotonic()
     with Counter(len(wanted), "pictures", silent=as_json) as counter:
@@ -215,6 +221,7 @@ def sample(
                 "model": model,
                 "device": str(where),
                 "settings": job.described,
+                "lora": updates,
                 "pictures": job.made,
                 "sheet": sheet,
                 "seconds": seconds,
@@ -232,6 +239,27 @@ def sample(
         voice.say(f"{sheet}")
     number = f"{len(job.made)} picture{'s' if len(job.made) > 1 else ''}"
     voice.say(f"{number} in {duration(seconds)} ({len(job.made) / max(seconds, 1e-9):.3g} a second) on {where}.")
+
+
+def _updated(system: System, model: Path, word: str, voice: Voice) -> dict[str, Any]:
+    """Puts low-rank updates into a system's weights; FILE, or FILE:X for X times as much. What is told of them."""
+    from carrara.store.lora import apply_lora
+
+    name, strength = word, 1.0
+    if not Path(word).exists() and ":" in word:
+        name, _, text = word.rpartition(":")
+        try:
+            strength = float(text)
+        except ValueError:
+            raise RecipeError(f'--lora {word}: "{text}" is no number; give FILE, or FILE:0.8') from None
+        if not math.isfinite(strength):
+            raise RecipeError(f"--lora {word}: give a finite number, such as 0.8")
+    if Path(name).is_dir():
+        name = str(Path(name) / "lora.safetensors")
+    said = apply_lora(system, model, Path(name), strength=strength)
+    if warning := said.pop("warning", None):
+        voice.warn(warning)
+    return said
 
 
 def _told_by(words: Sequence[str]) -> tuple[Said | None, list[str]]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control"}
+_NAMES = {"text": "text encoder", "generator": "generator", "decoder": "decoder", "control": "control",
+          "lora": "low-rank update"}  # fmt: skip
 
 
 def train(
@@ -140,10 +141,16 @@ def _ended(run: Run, outcome: Outcome, recipe: Path) -> list[str]:
 
 def _next(run: Run, recipe: Path) -> list[str]:
     """The command that follows, as far as the recipes say it."""
+    if run.task.role == "lora":
+        from carrara.train.tasks.low_rank import FILE
+
+        shown = run.task.prompts(1)  # type: ignore[attr-defined]
+        return ["Next:  " + command("sample", run.recipe.task.model, *shown, "--lora", run.folder / FILE)]  # type: ignore[attr-defined]
     if run.task.role == "generator":
         parts: list[object] = []
         for name in ("text", "decoder"):
-            value = getattr(run.recipe.task, name, "")
+            whole = getattr(run.recipe.task, "model", "")
+            value = str(Path(whole) / name) if whole else getattr(run.recipe.task, name, "")
             if is_folder(value):
                 parts += [f"--{name}", value]
         own = "system" if run.folder.name == "generator" else f"{run.folder.name}-system"  # beside others' systems

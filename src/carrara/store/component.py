@@ -29,6 +29,7 @@ from carrara.config import Role, build, describe
 from carrara.decoder.chain import Chain
 from carrara.errors import CarraraError, RecipeError, StorageError
 from carrara.store.atomic import new_directory, read_json, storage_errors, write_file
+from carrara.store.diffusers.kept import KEPT
 from carrara.store.kinds import kinds
 from carrara.store.safetensors_io import load_tensors, save_tensors
 from carrara.system import System
@@ -248,6 +249,9 @@ def assemble(
                 _save_chain(place / part, parts[part], paths)
             else:
                 _copy(paths[0], place / part)
+        others = {path.parent for role in ("text", "decoder") for path in sources[role]}
+        if len(others) == 1 and (kept := others.pop() / KEPT).is_dir():  # what an imported model is written back with
+            shutil.copytree(kept, place / KEPT)
     return system
 
 

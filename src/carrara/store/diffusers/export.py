@@ -25,7 +25,7 @@ from carrara.store.diffusers.texts import written_text
 from carrara.system import System
 from carrara.text import Absent, Joined, PretrainedText
 
-__all__ = ["returned"]
+__all__ = ["encoders_of", "returned"]
 
 
 def returned(system: System, kept: Kept) -> ForeignPipeline:
@@ -56,10 +56,15 @@ def _written(component: str, module: Any, table: Mapping[str, Any], names: Table
     return exported(names, state)
 
 
+def encoders_of(text: Any) -> list[Any]:
+    """The text encoders that a pipeline has, in the order of its components."""
+    return [part for part in (text.parts if isinstance(text, Joined) else (text,)) if not isinstance(part, Absent)]
+
+
 def _texts(text: Any, kept: Kept) -> dict[str, dict[str, Tensor]]:
     """The tensors of the text encoders, in the order of their components."""
     components = sorted(name for name in kept.tensors if name.startswith("text_encoder"))
-    encoders = [part for part in (text.parts if isinstance(text, Joined) else (text,)) if not isinstance(part, Absent)]
+    encoders = encoders_of(text)
     if len(components) != len(encoders) or not all(isinstance(one, PretrainedText) for one in encoders):
         raise RecipeError(f"the model has {len(encoders)} text encoders and was imported with {len(components)}")
     found: dict[str, dict[str, Tensor]] = {}

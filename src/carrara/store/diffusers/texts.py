@@ -9,11 +9,12 @@ from torch import Tensor
 
 from carrara.errors import RecipeError, StorageError
 from carrara.store.diffusers.foreign import ForeignPart
+from carrara.store.diffusers.tensors import Stacked, Table, exported
 from carrara.store.transformers.architectures import architecture
 from carrara.store.transformers.source import PretrainedSource
 from carrara.store.transformers.weights import Positions, Source
 
-__all__ = ["names_of", "written_text"]
+__all__ = ["names_of", "text_table", "written_text"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def names_of(part: ForeignPart, shapes: Mapping[str, tuple[int, ...]]) -> set[st
     return {name for source in _sources(part, _Listed(part.kind, shapes)).values() for name in _names(source)}
 
 
-def written_text(part: ForeignPart, names: Collection[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state under those of the `names` that its tensors had in the files.
+def text_table(part: ForeignPart, names: Collection[str], state: Mapping[str, Tensor]) -> Table:
+    """Our tensors of an encoder's network, and where they are among the `names` that its files had.
 
     Raises RecipeError for a network that is not the one of the part's config.
     """
@@ -52,11 +53,15 @@ def written_text(part: ForeignPart, names: Collection[str], state: Mapping[str, 
     sources = _sources(part, _Listed(part.kind, dict.fromkeys(names, projection)))
     if set(sources) != set(state):
         raise RecipeError(f"the text encoder is not the {part.kind} that was imported; write the one that was")
-    found: dict[str, Tensor] = {}
-    for ours, source in sources.items():
-        places = _names(source)
-        found |= dict(zip(places, state[ours].chunk(len(places)), strict=True))
-    return found
+    return {
+        ours: places[0] if len(places) == 1 else Stacked(places, (len(state[ours]) // len(places),) * len(places))
+        for ours, places in ((ours, _names(source)) for ours, source in sources.items())
+    }
+
+
+def written_text(part: ForeignPart, names: Collection[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state under those of the `names` that its tensors had in the files."""
+    return exported(text_table(part, names, state), state)
 
 
 def _names(source: Source) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from carrara.train.tasks.contrastive import ContrastiveRecipe, ContrastiveTask
 from carrara.train.tasks.control import ControlRecipe, ControlTask
 from carrara.train.tasks.diffusion import DiffusionRecipe, DiffusionTask
 from carrara.train.tasks.diffusion_upsample import DiffusionUpsampleRecipe, DiffusionUpsampleTask
+from carrara.train.tasks.fine_tuning import FineTuningRecipe, FineTuningTask, Prior, TunedRecipe
 from carrara.train.tasks.gan import GanRecipe, GanTask
 from carrara.train.tasks.generator import GeneratorRecipe, GeneratorTask
+from carrara.train.tasks.low_rank import LowRankRecipe, LowRankTask
 from carrara.train.tasks.part import PartTask, TaskRecipe
 from carrara.train.tasks.tokens import TokensRecipe, TokensTask
 from carrara.train.tasks.upsample import UpsampleRecipe, UpsampleTask
@@ -30,14 +32,20 @@ __all__ = [
     "DiffusionTask",
     "DiffusionUpsampleRecipe",
     "DiffusionUpsampleTask",
+    "FineTuningRecipe",
+    "FineTuningTask",
     "GanRecipe",
     "GanTask",
     "GeneratorRecipe",
     "GeneratorTask",
+    "LowRankRecipe",
+    "LowRankTask",
     "PartTask",
+    "Prior",
     "TaskRecipe",
     "TokensRecipe",
     "TokensTask",
+    "TunedRecipe",
     "UpsampleRecipe",
     "UpsampleTask",
     "VaeRecipe",

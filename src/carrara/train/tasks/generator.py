@@ -221,6 +221,10 @@ class GeneratorTask(PartTask):
             return [""] * len(batch)
         return batch.labels if isinstance(self.text, Labels) else batch.captions
 
+    def _further_prompts(self) -> list[str]:
+        """What is said of pictures beside their captions."""
+        return []
+
     def _encode_prompts(self) -> tuple[dict[str, int], Condition] | None:
         """Every different caption once, encoded; None when they are too many to keep."""
         if isinstance(self.text, Unconditional):
@@ -232,7 +236,7 @@ class GeneratorTask(PartTask):
         )
         if self.shared.part and not isinstance(self.text, Labels):
             all_said = [part for caption in all_said for part in (caption, *_parts(caption))]
-        different = list(dict.fromkeys([*all_said, ""]))
+        different = list(dict.fromkeys([*all_said, *self._further_prompts(), ""]))
         if self.null.tokens is not None and len(different) * self.null.tokens.nbytes > _CACHED_BYTES:
             return None
         parts = [self._encode_text(different[i : i + 256]) for i in range(0, len(different), 256)]
