@@ -13,7 +13,7 @@ EXHIBITS = (
         name="foreign-key-ignored",
         bug=5,
         file="store/diffusers/keys.py",
-        text="            if key not in _ELSEWHERE:\n",
+        text="            if key not in elsewhere:\n",
         replacement="            if False:\n",
         tests=("tests/parity/test_configurations.py::test_one_sentence_says_what_is_wrong",),
     ),

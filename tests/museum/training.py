@@ -133,19 +133,16 @@ EXHIBITS = (
         name="captions-cut-without-a-word",
         bug=40,
         file="text/tokenizer.py",
-        text="            if len(encoding.ids) > self._room\n",
-        replacement="            if len(encoding.ids) > self.length\n",
+        text="            if len(prompt.ids) > most\n",
+        replacement="            if len(prompt.ids) > self.length * self.chunks\n",
         tests=("tests/test_text.py::test_what_is_lost_is_said_to_the_token",),
     ),
     Exhibit(
         name="captions-cut-unreported",
         bug=40,
         file="text/tokenizer.py",
-        text="        return [len(encoding.ids) + marks for encoding in self._encodings(prompts)]\n",
-        replacement=(
-            "        rows = self._encodings(prompts)\n"
-            "        return [min(len(encoding.ids) + marks, self.length) for encoding in rows]\n"
-        ),
+        text="        return [count + marks * min(self.chunks, max(1, -(-count // self._room))) for count in counts]\n",
+        replacement="        return [min(count + marks, self.length) for count in counts]\n",
         tests=("tests/test_text.py::test_what_is_lost_is_said_to_the_token",),
     ),
     Exhibit(
@@ -297,7 +294,7 @@ EXHIBITS = (
         name="loss-of-other-rows",
         bug=51,
         file="run.py",
-        text="            start = end\n",
+        text="        start = end\n",
         replacement="",
         tests=("tests/test_run.py::test_answers_are_cut_apart_in_order",),
         note="Nothing here stacks prior-preservation rows; what is stacked is cut apart again in one place.",
