@@ -33,6 +33,7 @@ from carrara.system import System
 __all__ = ["Place", "apply_lora", "place_of", "save_lora"]
 
 OWN = "generator"
+_TEXT = "text_model."
 _BASE = "carrara.generator"  # metadata: the fingerprint of the generator that an update was trained for
 
 
@@ -90,7 +91,8 @@ def apply_lora(system: System, folder: Path, file: Path, *, strength: float = 1.
     metadata: Mapping[str, str] = getattr(source, "metadata", {})
     base = metadata.get(_BASE)
     other = base is not None and base != fingerprint(_generator(system, kept).network.state_dict())
-    found = read_lora(source, {name: place.modules for name, place in places.items()}, metadata=metadata)
+    modules = {name: place.modules for name, place in places.items()}
+    found = read_lora(source, modules, metadata=metadata, aliases=_aliases(modules))
     for component, updates in found.updates.items():
         place = places[component]
         state = place.network.state_dict()
@@ -104,6 +106,18 @@ def apply_lora(system: System, folder: Path, file: Path, *, strength: float = 1.
     if other:
         said["warning"] = f"{file.name} was trained for a generator with other weights (fingerprint {base})"
     return said
+
+
+def _aliases(modules: Mapping[str, set[str]]) -> dict[str, dict[str, str]]:
+    """The names of a text encoder's layers with and without the prefix that some versions write."""
+    return {
+        component: {
+            name.removeprefix(_TEXT) if name.startswith(_TEXT) else f"{_TEXT}{name}": name
+            for name in modules[component]
+        }
+        for component in modules
+        if component.startswith("text_encoder")
+    }
 
 
 def save_lora(path: Path, place: Place, updates: Mapping[str, Update], *, base: str) -> None:

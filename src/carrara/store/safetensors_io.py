@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,9 +75,23 @@ def _save(path: Path, kept: dict[str, Tensor], notes: dict[str, str] | None) -> 
         except SafetensorError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
         os.chmod(path, mode)
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:
+            if notes is not None and len(notes) > 1:
+                _order(file)
             os.fsync(file.fileno())
     _compare(path, kept)
+
+
+def _order(file: BinaryIO) -> None:
+    """Writes the head again with its metadata in order: the library's is another one each time."""
+    length = int.from_bytes(file.read(8), "little")
+    head = json.loads(file.read(length))
+    head = {"__metadata__": dict(sorted(head.pop("__metadata__").items())), **head}
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) <= length:  # the same characters in another order, and spaces up to the tensors
+        file.seek(8)
+        file.write(text.ljust(length))
+        file.flush()
 
 
 def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
