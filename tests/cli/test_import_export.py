@@ -165,6 +165,30 @@ def test_refused(words: tuple[str, ...], code: int, says: str, place: Path, tmp_
     assert not list(tmp_path.glob(".import-*"))
 
 
+def test_updates_are_put_into_a_model(place: Path, tmp_path: Path) -> None:
+    """As many times as is said; a picture says which it was made with."""
+    _, model = imported(place, "sd1")
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    draw = torch.Generator().manual_seed(0)
+    pair = {f"{name}.lora_A.weight": torch.randn(2, 16, generator=draw),
+            f"{name}.lora_B.weight": torch.randn(16, 2, generator=draw)}  # fmt: skip
+    save_file(pair, tmp_path / "a.safetensors")
+    made = {}
+    for out, words in (("none", ()), ("off", ("--lora", "a.safetensors:0")), ("on", ("--lora", "a.safetensors")),
+                       ("twice", ("--lora", "a.safetensors:0.5", "--lora", "a.safetensors:0.5"))):  # fmt: skip
+        said = done("sample", model, "a cat", "--steps", 2, "--out", out, "--json", *words, cwd=tmp_path)
+        found = json.loads(said.out)
+        made[out] = Image.open(tmp_path / found["pictures"][0]["path"]).tobytes()
+    assert found["lora"][0]["file"] == "a.safetensors" and found["lora"][0]["strength"] == 0.5
+    assert made["none"] == made["off"] != made["on"]
+    assert max(abs(a - b) for a, b in zip(made["on"], made["twice"], strict=True)) <= 1
+    assert b"a.safetensors" in (tmp_path / "on" / "0000-a-cat-seed0.png").read_bytes()
+    for word, code, says in (("a.safetensors:x", 2, "is no number"), ("b.safetensors", 5, "b.safetensors"),
+                             ("a.safetensors:nan", 2, "finite")):  # fmt: skip
+        said = run("sample", model, "a cat", "--lora", word, cwd=tmp_path)
+        assert said.code == code and says in said.err, said.err
+
+
 def test_export_refuses(place: Path, tmp_path: Path) -> None:
     _, model = imported(place, "sd1")
     own = tmp_path / "own"

@@ -139,7 +139,7 @@ class FineTuningTask(DiffusionTask):
         trained: nn.Module | None = None,
     ) -> None:
         self.recipe, self.base = recipe, base
-        self._own: Tensor | None = None
+        self._before: Tensor | None = None
         super().__init__(generator, recipe, pictures, text, decoder, objective=objective, trained=trained)
         self._spaces = torch.cat([self._spaces, torch.tensor(list(base.encode()), dtype=torch.uint8)])
 
@@ -182,7 +182,7 @@ class FineTuningTask(DiffusionTask):
 
     def _prior(self) -> Tensor:
         """z of the model's own pictures, made when they are first asked for: before it has learnt anything."""
-        if self._own is None:
+        if self._before is None:
             prior = self.recipe.prior
             assert prior is not None
             modes = {module: module.training for module in self.modules.modules()}
@@ -195,17 +195,17 @@ class FineTuningTask(DiffusionTask):
                     made.append(self._encode(last.images))
             for module, mode in modes.items():
                 module.training = mode
-            self._own = torch.cat(made)
-        return self._own
+            self._before = torch.cat(made)
+        return self._before
 
     def state(self) -> dict[str, Tensor]:
         """Beside the rest the prior's pictures, which cannot be made again by a model that has learnt."""
-        return super().state() | ({} if self._own is None else {"prior": self._own})
+        return super().state() | ({} if self._before is None else {"prior": self._before})
 
     def load_state(self, state: Any) -> None:
         super().load_state(state)
         if "prior" in state:
-            self._own = state["prior"].to(self.device)
+            self._before = state["prior"].to(self.device)
 
     def _card(self, folder: Path) -> dict[str, Any]:
         return {**super()._card(folder), "what": f"A {self.role}, fine-tuned from {Path(self.recipe.model).name}."}
