@@ -18,7 +18,7 @@ from benchmarks.harness import Options, Record, Spread, Table, write
 
 __all__ = ["NAMES", "main", "perform"]
 
-NAMES = ("sampling", "training_step", "startup")
+NAMES = ("sampling", "training_step", "startup", "stable_diffusion")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

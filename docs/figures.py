@@ -404,6 +404,19 @@ def conditions_pictures() -> str:
     return "\n\n".join(f"![{name}](images/condition-{name}.png)\n\n*{name}*" for name in names)
 
 
+def dreambooth_table() -> tuple[Sequence[str], Rows]:
+    """A row a method: prompt fidelity of the thing and of all others."""
+
+    def cell(found: Any) -> str:
+        return f"{100 * found['fidelity']:.0f} % ({100 * found['low']:.0f} to {100 * found['high']:.0f})"
+
+    rows = [
+        [row["name"], round(row["seconds"]) or "", cell(row["thing"]), cell(row["others"])]
+        for row in data("dreambooth")["rows"]
+    ]
+    return ("", "seconds", f"\u201c{data('dreambooth')['thing']}\u201d", "other prompts"), rows
+
+
 def parity_table() -> tuple[Sequence[str], Rows]:
     """A row a family and task: the greatest error by sampler."""
     found: dict[tuple[str, str], dict[str, float]] = {}
@@ -430,6 +443,7 @@ TABLES: dict[str, Callable[[], tuple[Sequence[str], Rows] | str]] = {
     "choosing-distance": distances_table,
     "choosing-model": model_table,
     "choosing-target": target_table,
+    "dreambooth": dreambooth_table,
     "parity": parity_table,
     "results-recipes": results_table,
     "results-emoji": emoji_table,
@@ -495,7 +509,7 @@ def _error(case: str, sampler: str, grid: str, budget: str) -> str:
 
 
 PAGES = (
-    *(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions", "stable-diffusion")),
+    *(DOCS / f"{name}.md" for name in ("why", "choosing", "results", "conditions", "stable-diffusion", "fine-tuning")),
     DOCS.parent / "README.md",
 )
 

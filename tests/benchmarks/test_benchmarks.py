@@ -14,7 +14,7 @@ from benchmarks.run import NAMES, main, perform
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module", params=["sampling", "training_step"])
+@pytest.fixture(scope="module", params=["sampling", "training_step", "stable_diffusion"])
 def rehearsed(request: pytest.FixtureRequest) -> Record:
     return perform(request.param, Options(quick=True))
 

@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     place: Path, tmp_path: Path, kind: str, more: dict[str, Any], file: str
 ) -> None:
     """With a prior, which is made by the model as it was, not as it is when the run goes on."""
-    prior = {"prompt": "a photo", "pictures": 3}
+    prior = {"prompts": ["a photo", "a cat"], "pictures": 3}
     _, tables = same_bits(tmp_path, lambda out, **stop: train(run(place, out, kind, prior=prior, **more), **stop), file)
     assert any("prior" in key for table in tables.values() for key in table)
 
@@ -90,7 +90,7 @@ def test_it_learns_and_the_rest_stays(place: Path, tmp_path: Path, kind: str, mo
 
 def test_the_prior_counts(place: Path, tmp_path: Path) -> None:
     """What is taught beside the new pictures is known better afterwards than by a run without it."""
-    prior = {"prompt": "a photo", "pictures": 4, "weight": 10.0}
+    prior = {"prompts": ["a photo"], "pictures": 4, "weight": 10.0}
     kept = run(place, tmp_path / "with", "fine-tuning", steps=60, prior=prior)
     task: Any = kept.task
     z, losses = task._prior().clone(), []
@@ -231,8 +231,9 @@ def test_another_model_is_another_run(place: Path, tmp_path: Path) -> None:
         ("low-rank", {"rank": 0}, "rank = 0"),
         ("low-rank", {"alpha": -1.0}, "alpha = -1"),
         ("low-rank", {"layers": ["everything"]}, "layers"),
-        ("fine-tuning", {"prior": {"prompt": "x", "pictures": 0}}, "pictures = 0"),
-        ("fine-tuning", {"prior": {"prompt": "x", "weight": 0.0}}, "weight = 0"),
+        ("fine-tuning", {"prior": {"prompts": ["x"], "pictures": 0}}, "pictures = 0"),
+        ("fine-tuning", {"prior": {"prompts": ["x"], "weight": 0.0}}, "weight = 0"),
+        ("fine-tuning", {"prior": {"prompts": []}}, "prompts is empty"),
         ("fine-tuning", {"model": "nowhere"}, "task.model"),
     ],
 )

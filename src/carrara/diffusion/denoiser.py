@@ -73,7 +73,8 @@ class Denoiser(Configured, nn.Module):
         coefficients = self.parameterization(*self.process.schedule(_shared(t)))
         precision = torch.promote_types(x_t.dtype, torch.float32)  # at least: half precision would merge levels
         level = self.level(self.process, t.to("cpu", torch.float64)).to(x_t.device, precision)
-        scaled = like(coefficients.scale, x_t) * x_t
+        scale = coefficients.scale
+        scaled = x_t if isinstance(scale, float) and scale == 1 else like(scale, x_t) * x_t
         output = self.network(scaled, level, condition).to(x_t.dtype)
         if not self.learned_variance:
             if output.shape != x_t.shape:
@@ -92,10 +93,11 @@ class Denoiser(Configured, nn.Module):
 
 def _shared(t: Tensor) -> Tensor | float:
     """The time that all rows share, for which coefficients are floats and cost nothing; while learning, t as it is."""
-    if torch.is_grad_enabled() or not len(t):  # a learned schedule has gradients
+    rows = t.shape[0]
+    if torch.is_grad_enabled() or not rows:  # a learned schedule has gradients
         return t
     first: float = t[0].item()
-    return first if len(t) == 1 or bool((t == first).all()) else t
+    return first if rows == 1 or bool((t == first).all()) else t
 
 
 def _rows(t: Tensor | float, x_t: Tensor) -> Tensor:

@@ -247,4 +247,4 @@ def guide(
 
 def _rows(t: Scale, x: Tensor) -> Tensor:
     """(B,) float64, one time a row."""
-    return t if isinstance(t, Tensor) else torch.full((len(x),), t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, dtype=torch.float64)

@@ -9,6 +9,7 @@ from carrara.nn.flux import Flux
 from carrara.nn.image_autoencoder import ImageAutoencoder
 from carrara.nn.image_encoder import ImageEncoder
 from carrara.nn.mmdit import MMDiT
+from carrara.nn.packed import packed
 from carrara.nn.pixart import PixArt
 from carrara.nn.quantize import FSQ, VectorQuantizer
 from carrara.nn.transformer import TextTransformer
@@ -39,4 +40,5 @@ __all__ = [
     "UNetControl",
     "VectorQuantizer",
     "control_of",
+    "packed",
 ]

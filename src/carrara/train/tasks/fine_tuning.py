@@ -6,7 +6,7 @@ model = "sd15"                        # a model folder: imported, or assembled h
 prompt = "a photo of sks dog"         # of pictures without a caption
 
 [task.prior]                          # DreamBooth (Ruiz et al. 2022): what the model knows of the class is kept
-prompt = "a photo of a dog"
+prompts = ["a photo of a dog"]        # in turn
 pictures = 100                        # made by the model itself before it learns anything
 weight = 1.0                          # loss = own + weight * prior
 """
@@ -47,13 +47,15 @@ _AT_ONCE = 4  # pictures of the prior
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What the model shall go on making: pictures of its own, of a prompt, which it is taught beside the new ones."""
+    """What the model shall go on making: pictures of its own, of prompts in turn, taught beside the new ones."""
 
-    prompt: str
+    prompts: tuple[str, ...]
     pictures: int = 100
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("prompts is empty; give one at least, such as the class, or leave the prior out")
         if self.pictures < 1:
             raise ValueError(f"pictures = {self.pictures}; give 1 or more, or leave the prior out")
         if not 0 < self.weight < float("inf"):
@@ -151,7 +153,7 @@ class FineTuningTask(DiffusionTask):
         return [said or self.recipe.prompt for said in super()._said(batch)]
 
     def _further_prompts(self) -> list[str]:
-        return [self.recipe.prompt, *([self.recipe.prior.prompt] if self.recipe.prior else [])]
+        return [self.recipe.prompt, *(self.recipe.prior.prompts if self.recipe.prior else ())]
 
     def prompts(self, count: int) -> list[str]:
         """What the grid shows: the recipe's prompts, that of the pictures, that of the prior, then captions."""
@@ -174,9 +176,10 @@ class FineTuningTask(DiffusionTask):
         if (prior := self.recipe.prior) is None:
             return Loss(own)
         streams = rng.fork("prior")
-        z = self._prior()
-        z = z[(streams.uniform() * len(z)).long()]
-        condition = self._numbered(self._condition([prior.prompt] * len(z)), len(z))
+        every = self._prior()
+        chosen = (streams.uniform() * len(every)).long()
+        z, said = every[chosen], [prior.prompts[int(i) % len(prior.prompts)] for i in chosen]
+        condition = self._numbered(self._condition(said), len(z))
         kept = self.objective(self.generator.denoiser, z, condition, streams.fork("objective"))
         return Loss(own + prior.weight * kept, {"own": own.detach().mean(), "prior": kept.detach().mean()})
 
@@ -191,7 +194,8 @@ class FineTuningTask(DiffusionTask):
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 for first in range(0, prior.pictures, _AT_ONCE):
                     seeds = range(first, min(first + _AT_ONCE, prior.pictures))
-                    *_, last = self.system.generate([prior.prompt], seeds=list(seeds))
+                    said = [prior.prompts[seed % len(prior.prompts)] for seed in seeds]
+                    *_, last = self.system.generate(said, seeds=list(seeds))
                     made.append(self._encode(last.images))
             for module, mode in modes.items():
                 module.training = mode
